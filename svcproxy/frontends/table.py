@@ -6,8 +6,8 @@ An empty backend set and an absent one are the same thing and are stored as abse
 """
 
 from collections.abc import Mapping, Set
-from typing import TypeVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from svcproxy.frontends.keys import Backend, BackendSetKey, Frontend, FrontendKey, HealthCheck, Scope
 from svcproxy.model.meta import NamespacedName
