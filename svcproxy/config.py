@@ -68,7 +68,7 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: DataplaneMode = DataplaneMode.AUTO
     cluster_cidrs: tuple[str, ...] = ()
-    """Sources that are pods: externalTrafficPolicy Local does not hold them to this node. Empty: this Node's podCIDRs."""
+    """Sources that are pods: externalTrafficPolicy Local does not bind them. Empty: the Node's podCIDRs."""
     node_port_addresses: tuple[str, ...] = ("primary",)
     """CIDRs of this node's addresses that take NodePorts, or `primary`, `localhost`, `all`, freely mixed."""
     resync_interval: float = 300.0
