@@ -1,0 +1,60 @@
+# make demo and make test set up everything they need. make help lists the rest.
+SHELL  := /bin/bash
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/bin/python -m
+PYTHON ?= python3
+
+.PHONY: help demo test check unit compiled e2e system format lint types imports bench lock clean binaries
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(STAMP)  ## See it work on loopback, without privileges or a cluster
+	@$(VENV)/bin/svcproxy demo
+
+test: check compiled e2e  ## Everything that CI runs
+
+check: format lint types imports unit  ## Formatting, lint, types, layers and tests; no control plane
+
+format: $(STAMP)
+	$(RUN) ruff format --check .
+
+lint: $(STAMP)
+	$(RUN) ruff check .
+
+types: $(STAMP)
+	$(RUN) mypy
+
+imports: $(STAMP)
+	$(VENV)/bin/lint-imports
+
+unit: $(STAMP) system  ## Tests that need no control plane
+	$(RUN) pytest -m 'not e2e'
+
+compiled: $(STAMP) system  ## The hot modules' tests against the mypyc build
+	tools/test-compiled $(VENV)
+
+e2e: $(STAMP) system binaries  ## Tests against a real etcd and kube-apiserver
+	tools/run-e2e $(VENV)
+
+binaries:  ## Build etcd, kube-apiserver and kubectl into the cache, if they are not there
+	$(PYTHON) svcproxy/testing/binaries.py etcd kube-apiserver kubectl
+
+system:  ## System packages that tests use: installed as root on Debian, else announced
+	@tools/system-packages
+
+bench: $(STAMP)  ## List the benchmarks
+	@ls -d bench/*/ && echo 'each has a README.md that says how to run it'
+
+lock: $(STAMP)  ## Renew the lock files
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" requirements/lock
+
+clean:  ## Remove what the targets above made in the checkout
+	rm -rf $(VENV) $(VENV)-compiled build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(STAMP): requirements/test.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
