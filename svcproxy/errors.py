@@ -84,4 +84,21 @@ class StateError(SvcproxyError):
 
 
 class LockedError(SvcproxyError):
-    """Another live instance holds the node. Reaction: wait and stay not ready."""
+    """Another live instance holds the node, or the instance's directory. Reaction: wait and stay not ready."""
+
+    def __init__(self, message: str, *, pid: int | None = None, instance: str = "", since: float | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        """Of the holder, in its own pid namespace; None where it is not known."""
+        self.instance = instance
+        """Name of the holder's instance; empty where it is not known."""
+        self.since = since
+        """Unix seconds; None where it is not known."""
+
+
+class HandoverError(SvcproxyError):
+    """Sockets did not pass from one instance to the other. Reaction: the old one keeps its own, the new one binds."""
+
+
+class PrivilegeError(SvcproxyError):
+    """The process cannot become what it was told to be. Reaction: do not start."""
