@@ -1,12 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration: one frozen tree, parsed once, passed down in parts.
 
-Every field is documented here and in `docs/reference/config.md`. Durations are seconds.
+Every field is documented here and in `docs/reference/config.md`. Durations are seconds. What a value must look like is
+part of its type: ranges, and text forms as `check` functions, which `svcproxy.convert` applies.
+
+`svcproxy.options` fills the tree from a command line and a file; whoever only uses it needs no more than this module.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
+
+from svcproxy import syntax
+
+Seconds = Annotated[float, Meta(ge=0.001, le=31_536_000)]
+"""A duration, at most a year."""
+Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+FilePath = Annotated[str, Meta(extra={"check": syntax.path})]
+NodeName = Annotated[str, Meta(extra={"check": syntax.node_name})]
+Zone = Annotated[str, Meta(extra={"check": syntax.zone})]
+Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
+NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
+ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
+ResolverAddress = Annotated[str, Meta(extra={"check": syntax.resolver_address})]
+ApiServerUrl = Annotated[str, Meta(extra={"check": syntax.api_server_url})]
 
 
 class DataplaneMode(StrEnum):
@@ -30,36 +50,36 @@ class LogFormat(StrEnum):
 class KubeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where objects come from."""
 
-    kubeconfig: str | None = None
-    """Path of a kubeconfig file. Default: `$KUBECONFIG`, else the Pod's service account."""
+    kubeconfig: FilePath | None = None
+    """Path of a kubeconfig file. Default: `$KUBECONFIG`, else the Pod's service account. Excludes `manifests`."""
     context: str | None = None
     """Context of the kubeconfig. Default: its current one."""
-    api_servers: tuple[str, ...] = ()
+    api_servers: tuple[ApiServerUrl, ...] = ()
     """URLs of API servers, used in place of the kubeconfig's; all serve the same cluster."""
-    manifests: str | None = None
+    manifests: FilePath | None = None
     """File or directory of YAML/JSON manifests to serve instead of a cluster."""
-    page_size: int = 500
+    page_size: Annotated[int, Meta(ge=1, le=10_000)] = 500
     """Objects asked for in one page of a list."""
-    silence_timeout: float = 90.0
+    silence_timeout: Seconds = 90.0
     """A watch without a byte for this long is dead; API servers send a bookmark about every minute."""
-    backoff_max: float = 30.0
+    backoff_max: Seconds = 30.0
     """Upper bound of the jittered wait between attempts."""
-    object_limit: int = 16 << 20
+    object_limit: Annotated[int, Meta(ge=4096, le=1 << 30)] = 16 << 20
     """Octets of one watch event; a larger one is refused."""
 
 
 class UserspaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The user-space data plane."""
 
-    connect_timeout: float = 2.0
+    connect_timeout: Seconds = 2.0
     """Time for one backend to accept a connection before the next is tried."""
-    connect_attempts: int = 3
+    connect_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     """Backends tried for one connection."""
-    udp_idle_timeout: float = 120.0
+    udp_idle_timeout: Seconds = 120.0
     """A UDP session without a datagram for this long ends."""
-    udp_sessions_max: int = 65536
+    udp_sessions_max: Count = 65536
     """UDP sessions at once; the longest idle one makes room."""
-    connections_max: int = 65536
+    connections_max: Count = 65536
     """TCP connections at once; further ones are refused."""
 
 
@@ -67,11 +87,11 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is balanced, and how."""
 
     mode: DataplaneMode = DataplaneMode.AUTO
-    cluster_cidrs: tuple[str, ...] = ()
+    cluster_cidrs: tuple[Cidr, ...] = ()
     """Sources that are pods: externalTrafficPolicy Local does not bind them. Empty: the Node's podCIDRs."""
-    node_port_addresses: tuple[str, ...] = ("primary",)
+    node_port_addresses: tuple[NodePortAddresses, ...] = ("primary",)
     """CIDRs of this node's addresses that take NodePorts, or `primary`, `localhost`, `all`, freely mixed."""
-    resync_interval: float = 300.0
+    resync_interval: Seconds = 300.0
     """Time between two comparisons of the data plane with the desired table."""
     userspace: UserspaceConfig = UserspaceConfig()
 
@@ -81,56 +101,56 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: bool = True
     """Whether `svcproxy run` starts the DNS role."""
-    listen: tuple[str, ...] = ("127.0.0.1:53",)
+    listen: tuple[ListenAddress, ...] = ("127.0.0.1:53",)
     """ADDRESS:PORT pairs; IPv6 in brackets."""
-    cluster_domain: str = "cluster.local"
+    cluster_domain: Zone = "cluster.local"
     """The zone that is answered."""
-    ttl: int = 30
+    ttl: Annotated[int, Meta(ge=0, le=3600)] = 30
     """TTL of answers, 0 to 3600."""
-    workers: int = 1
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the addresses."""
     endpoint_pod_names: bool = False
     """Name endpoints without a hostname after their Pod."""
-    upstreams: tuple[str, ...] = ()
+    upstreams: tuple[ResolverAddress, ...] = ()
     """Resolvers for other names. Not used yet: other names are refused."""
 
 
 class AdminConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Health, metrics and status over HTTP, besides the instance's own socket in the run directory."""
 
-    health_listen: str | None = "0.0.0.0:10256"
+    health_listen: ListenAddress | None = "0.0.0.0:10256"
     """ADDRESS:PORT of /livez, /readyz and /healthz for load balancers and probes; null disables."""
-    metrics_listen: str | None = "127.0.0.1:10249"
+    metrics_listen: ListenAddress | None = "127.0.0.1:10249"
     """ADDRESS:PORT of /metrics and the read-only status API; null disables."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logs, on standard error."""
 
-    level: str = "info"
-    """debug, info, warning or error."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe records that are written."""
     format: LogFormat = LogFormat.LOGFMT
 
 
 class StateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The snapshot that is served when the source of objects cannot be reached at start."""
 
-    max_age: float = 86400.0
+    max_age: Seconds = 86400.0
     """A snapshot older than this is refused."""
-    write_interval: float = 10.0
+    write_interval: Seconds = 10.0
     """Shortest time between two writes."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration."""
 
-    node_name: str = ""
-    """Name of the own Node object. Default: the host name in lower case."""
-    run_dir: str = "/run/svcproxy"
+    node_name: NodeName = ""
+    """Name of the own Node object. Default: `$NODE_NAME`, else the host name; lower-cased."""
+    run_dir: FilePath = "/run/svcproxy"
     """Sockets, locks and process status. Each instance makes a directory of its own below."""
-    state_dir: str = "/var/lib/svcproxy"
+    state_dir: FilePath = "/var/lib/svcproxy"
     """What survives a restart."""
-    shutdown_timeout: float = 10.0
+    shutdown_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     """Time for established connections to end after SIGTERM."""
     kube: KubeConfig = KubeConfig()
     dataplane: DataplaneConfig = DataplaneConfig()
@@ -138,3 +158,32 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: AdminConfig = AdminConfig()
     log: LogConfig = LogConfig()
     state: StateConfig = StateConfig()
+
+
+LIVE: frozenset[str] = frozenset(
+    {"shutdown_timeout", "dataplane.resync_interval", "dns.ttl", "log.level", "log.format", "state.write_interval"}
+)
+"""Keys that take effect without a restart when the file changes; every other key needs one."""
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The tree as built-in values, every key present: what a file with the same meaning would hold."""
+    tree = msgspec.to_builtins(config)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def changed_keys(old: Config, new: Config) -> tuple[str, ...]:
+    """Dotted paths of the keys whose values differ, sorted."""
+    before, after = _leaves(dump(old)), _leaves(dump(new))
+    return tuple(sorted(key for key in before if before[key] != after[key]))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
