@@ -32,6 +32,7 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from svcproxy.errors import HandoverError
+from svcproxy.process.readiness import readable
 from svcproxy.process.sockets import connect_unix, listen_unix, peer_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class HandoverServer:
                 self._path.unlink(missing_ok=True)
 
     async def _attempt(self, listener: socket.socket) -> bool:
-        await _ready(listener)
+        await readable(listener)
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -226,7 +227,7 @@ async def _receive_all(takeover: Takeover) -> None:
     _check_peer(connection)
     _send(connection, _Say(_Word.TAKE))
     while True:
-        await _ready(connection)
+        await readable(connection)
         data, received = _receive_packet(connection)
         try:
             batch = _decode(data, _Batch)
@@ -276,7 +277,7 @@ def _send(connection: socket.socket, message: _Say | _Batch, descriptors: list[i
 async def _expect(connection: socket.socket, word: _Word, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
-            await _ready(connection)
+            await readable(connection)
     except TimeoutError as exc:
         raise HandoverError(_STAGE_TIMEOUT.format(timeout)) from exc
     data, received = _receive_packet(connection)
@@ -303,19 +304,3 @@ def _check_peer(connection: socket.socket) -> None:
     peer = peer_of(connection)
     if not peer.trusted:
         raise HandoverError(f"the other side is uid {peer.uid}, neither this user nor root")
-
-
-async def _ready(readable: socket.socket) -> None:
-    """Return when there is something to read."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(readable, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(readable)
