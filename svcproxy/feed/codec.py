@@ -30,6 +30,9 @@ LENGTH_OCTETS: Final = 4
 
 R = TypeVar("R")
 
+_MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises; msgspec 0.22 lets the second through for text that is no UTF-8."""
+
 
 class Hello(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="hello"):
     """Worker, first frame: what it wants and what it has."""
@@ -133,7 +136,7 @@ class Topic(Generic[R]):
         """The records of a frame. Raises `FeedError` for other types, and for more than a frame may carry."""
         try:
             records: list[R] = self._decoder.decode(octets)
-        except (msgspec.MsgspecError, RecursionError) as exc:
+        except _MALFORMED as exc:
             raise FeedError(f"records of topic {self.name}: {exc}") from exc
         if len(records) > CHUNK_RECORDS:
             raise FeedError(f"{len(records)} records in one frame, at most {CHUNK_RECORDS} are allowed")
@@ -160,7 +163,7 @@ def decode_client_frame(payload: bytes) -> ClientFrame:
     """A frame from a worker. Raises `FeedError`."""
     try:
         return _CLIENT_DECODER.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except _MALFORMED as exc:
         raise FeedError(f"frame from worker: {exc}") from exc
 
 
@@ -168,7 +171,7 @@ def decode_agent_frame(payload: bytes) -> AgentFrame:
     """A frame from the agent, its records still closed. Raises `FeedError`."""
     try:
         return _AGENT_DECODER.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except _MALFORMED as exc:
         raise FeedError(f"frame from agent: {exc}") from exc
 
 
@@ -221,18 +224,22 @@ class _Part(IntEnum):
     REMOVED = 1
 
 
-def encode_delta(topic: Topic[R], revision: int, added: Sequence[R], removed: Sequence[R]) -> EncodedRecords:
-    """The frames of one change, at least one. A change of up to `CHUNK_RECORDS` records is one frame as a rule, and so
+def encode_delta(
+    topic: Topic[R], revision: int, added: Sequence[R], removed: Sequence[R], chunk_records: int = CHUNK_RECORDS
+) -> EncodedRecords:
+    """The frames of one change, at least one. A change of up to `chunk_records` records is one frame as a rule, and so
     one step for whoever takes it in."""
     left_out = 0
-    if len(added) + len(removed) <= CHUNK_RECORDS:
-        payload = _ENCODER.encode(_delta(topic, revision, False, added, removed))
+    if len(added) + len(removed) <= chunk_records:
+        payload = _ENCODER.encode(
+            Delta(revision, False, msgspec.Raw(topic.encode(added)), msgspec.Raw(topic.encode(removed)))
+        )
         if len(payload) <= FRAME_LIMIT:
             return EncodedRecords((len(payload).to_bytes(LENGTH_OCTETS, "big") + payload,), 0)
     parts: list[tuple[_Part, bytes]] = []
     for part, records in ((_Part.ADDED, added), (_Part.REMOVED, removed)):
-        for start in range(0, len(records), CHUNK_RECORDS):
-            arrays, lost = _arrays(topic, records[start : start + CHUNK_RECORDS])
+        for start in range(0, len(records), chunk_records):
+            arrays, lost = _arrays(topic, records[start : start + chunk_records])
             left_out += lost
             parts.extend((part, array) for array in arrays)
     if not parts:
@@ -256,10 +263,6 @@ def encode_chunk(topic: Topic[R], records: Sequence[R]) -> EncodedRecords:
 _EMPTY: Final = _ENCODER.encode(())
 _ENVELOPE_OCTETS: Final = 64
 """More than the largest frame around an array of records has besides the array."""
-
-
-def _delta(topic: Topic[R], revision: int, more: bool, added: Sequence[R], removed: Sequence[R]) -> Delta:
-    return Delta(revision, more, msgspec.Raw(topic.encode(added)), msgspec.Raw(topic.encode(removed)))
 
 
 def _arrays(topic: Topic[R], records: Sequence[R]) -> tuple[list[bytes], int]:

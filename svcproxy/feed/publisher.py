@@ -49,7 +49,7 @@ LOG_RECORDS: Final = 65536
 TIMES_KEPT: Final = 8192
 """Revisions whose time of publication is remembered for `Acknowledged`."""
 PULL_OCTETS: Final = 65536
-"""`pull` stops after the frame that reaches this."""
+"""Octets of one `pull`, about."""
 
 R = TypeVar("R")
 
@@ -112,9 +112,18 @@ class Publisher(Generic[R]):
         epoch: str,
         records: Callable[[], Collection[R]],
         acknowledged: Callable[[Acknowledged], None] = lambda _: None,
+        *,
+        log_deltas: int = LOG_DELTAS,
+        log_records: int = LOG_RECORDS,
+        chunk_records: int = CHUNK_RECORDS,
     ) -> None:
         """`epoch`: another one for each publisher ever made. `records`: the live set, with fast membership; it may be
         ahead of `publish`, but only by changes that are published later."""
+        if not 0 < chunk_records <= CHUNK_RECORDS:
+            raise ValueError(f"chunks of {chunk_records} records, 1 to {CHUNK_RECORDS} are allowed")
+        self.chunk_records: Final = chunk_records
+        self._log_deltas_max: Final = log_deltas
+        self._log_records_max: Final = log_records
         self.topic: Final = topic
         self.epoch: Final = epoch
         self.revision = 0
@@ -190,15 +199,15 @@ class Publisher(Generic[R]):
 
     def _append(self, added: Sequence[R], removed: Sequence[R]) -> None:
         size = len(added) + len(removed)
-        if size > LOG_RECORDS:
+        if size > self._log_records_max:
             self._log.clear()
             self._log_records = 0
             return
-        encoded = encode_delta(self.topic, self.revision, added, removed)
+        encoded = encode_delta(self.topic, self.revision, added, removed, self.chunk_records)
         self.left_out += encoded.left_out
         self._log.append(_Change(encoded.frames, size))
         self._log_records += size
-        while self._log_records > LOG_RECORDS or len(self._log) > LOG_DELTAS:
+        while self._log_records > self._log_records_max or len(self._log) > self._log_deltas_max:
             self._log_records -= self._log.popleft().records
 
     def _wake(self) -> None:
@@ -246,8 +255,8 @@ class Subscription(Generic[R]):
         """Ask the subscriber for a sign of life with the next `pull`."""
         self._ping_due = True
 
-    def pull(self) -> bytes:
-        """The next frames to send, about `PULL_OCTETS` at most; empty when there is nothing to say for now."""
+    def pull(self, octets: int = PULL_OCTETS) -> bytes:
+        """The next frames to send, until they reach so many octets; empty when there is nothing to say for now."""
         if self.state is SubscriptionState.GREETING:
             return b""
         frames = self._urgent.copy()
@@ -256,7 +265,7 @@ class Subscription(Generic[R]):
             self._ping_due = False
             frames.append(_PING)
         size = sum(map(len, frames))
-        while size < PULL_OCTETS and (more := self._next()):
+        while size < octets and (more := self._next()):
             frames += more
             size += sum(map(len, more))
         return b"".join(frames)
@@ -324,7 +333,7 @@ class Subscription(Generic[R]):
         publisher = self._publisher
         self.state = SubscriptionState.SNAPSHOT
         self._sent, self._part = publisher.revision, 0
-        self._chunks = _chunks(publisher.begin())
+        self._chunks = _chunks(publisher.begin(), publisher.chunk_records)
         return (encode_frame(SnapshotBegin(self._sent)),)
 
     def _next_delta(self) -> Sequence[bytes]:
@@ -362,6 +371,6 @@ class Subscription(Generic[R]):
 _PING: Final = encode_frame(Ping())
 
 
-def _chunks(records: Sequence[R]) -> Iterator[Sequence[R]]:
-    for start in range(0, len(records), CHUNK_RECORDS):
-        yield records[start : start + CHUNK_RECORDS]
+def _chunks(records: Sequence[R], size: int) -> Iterator[Sequence[R]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]

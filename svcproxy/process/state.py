@@ -133,7 +133,7 @@ def decode(octets: bytes, now: float, max_age: float) -> StateSnapshot:
         raise StateError("state file is damaged: its checksum is wrong")
     try:
         snapshot = _read(blocks)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise StateError(f"state file does not decode: {exc}") from exc
     if (age := now - snapshot.written_at) > max_age:
         raise StateError(f"state file is {age:.0f} s old, at most {max_age:.0f} s are allowed")
