@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where each kind lives in the API, and what it takes to read it. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from svcproxy.errors import ApiUnavailable
+from svcproxy.model import EndpointSlice, Namespace, Node, Service
+
+
+class ServerBehind(ApiUnavailable):
+    """The server knows less than we do. Reaction: ask another; when all say so for long, etcd has been restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind as the API serves it, over all namespaces."""
+
+    kind: type[Any]
+    group: str
+    """API group, empty for core."""
+    plural: str
+    path: str
+    field_selector: str = ""
+
+    @property
+    def name(self) -> str:
+        """The kind's name, as in `kind:`."""
+        return self.kind.__name__
+
+    def missing_rule(self, verb: str) -> str:
+        """The RBAC rule that a 403 asks for, for people."""
+        group = self.group or '""'
+        return f"the role lacks verb {verb!r} on resource {self.plural!r} in API group {group}"
+
+
+def resources(node_name: str) -> tuple[Resource, ...]:
+    """The kinds that the agent follows; of the Nodes its own alone."""
+    return (
+        Resource(Service, "", "services", "/api/v1/services"),
+        Resource(EndpointSlice, "discovery.k8s.io", "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices"),
+        Resource(Namespace, "", "namespaces", "/api/v1/namespaces"),
+        Resource(Node, "", "nodes", "/api/v1/nodes", f"metadata.name={node_name}"),
+    )
