@@ -73,6 +73,23 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
     return load(getattr(arguments, "config", None), overrides, environ)
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a role was started: its configuration can be read again when the file changes."""
+
+    arguments: argparse.Namespace
+
+    @property
+    def config_file(self) -> str | None:
+        """The `--config` file, if there is one."""
+        path: str | None = getattr(self.arguments, "config", None)
+        return path
+
+    def load(self) -> Config:
+        """The configuration as file, flags and environment say now. Raises as `load` does."""
+        return from_arguments(self.arguments)
+
+
 def load(
     path: str | None,
     overrides: Mapping[str, str | Sequence[str]] | None = None,

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who serves: of several instances of a role on a node, one at a time, and no packet is lost at the change.
+
+A new instance starts beside the old one and gets warm. Then, once in its life, it asks the one that serves for its
+sockets; that one gives them away, lets go of the lock and stays as a stand-by. A stand-by asks nobody: it serves again
+when the lock becomes free, which happens when its holder dies or ends. So the newest instance wins once, two instances
+never take turns, and a new instance that crashes leaves the node to the old one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from socket import socket
+from typing import Protocol
+
+from svcproxy.errors import HandoverError
+from svcproxy.process.handover import HandoverServer, HasDescriptor, take
+from svcproxy.process.instance import Instance, RunDirectory
+from svcproxy.process.lock import NodeLock
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT = 10.0
+"""Seconds for a predecessor that has given its sockets away to let go of the lock."""
+
+
+class Tenant(Protocol):
+    """What serves while this instance is the node's."""
+
+    async def start(self, inherited: Mapping[str, socket]) -> None:
+        """Serve, on the predecessor's sockets as far as there are any, which are the tenant's from now on.
+
+        Returns once everything known is being served.
+        """
+        ...
+
+    def sockets(self) -> Mapping[str, HasDescriptor]:
+        """What a successor takes."""
+        ...
+
+    def release(self) -> None:
+        """Stop reading from the sockets and close the descriptors at once. Established flows live on."""
+        ...
+
+
+class Succession:
+    """One instance's claim on the node."""
+
+    def __init__(self, run: RunDirectory, instance: Instance, lock_changed: Callable[[bool], None]) -> None:
+        """`lock_changed` is told whether this instance is the one that serves, at every change."""
+        self._run = run
+        self._instance = instance
+        self._lock = NodeLock(run.node_lock, instance.paths.name)
+        self._lock_changed = lock_changed
+
+    async def run(self, warm: asyncio.Event, make_tenant: Callable[[], Tenant]) -> None:
+        """Serve whenever it is this instance's turn, until cancelled; then the lock is free.
+
+        `warm`: when this instance knows enough to serve. `make_tenant` gives one for each turn.
+        """
+        try:
+            await warm.wait()
+            tenant = None if self._lock.try_acquire() else await self._take_over(make_tenant)
+            while True:
+                if tenant is None:
+                    await self._lock.wait()
+                    tenant = make_tenant()
+                    await tenant.start({})
+                await self._serve(tenant)
+                self._log_stand_by()
+                tenant = None
+        finally:
+            self._lock.release()
+
+    async def _take_over(self, make_tenant: Callable[[], Tenant]) -> Tenant | None:
+        """A tenant in the place of the instance that serves; None, with nothing changed, when that one keeps it."""
+        holder = self._run.active()
+        if holder is None or holder.name == self._instance.paths.name:
+            self._log_stand_by()
+            return None
+        tenant = make_tenant()
+        try:
+            with await take(holder.handover_socket) as takeover:
+                try:
+                    await tenant.start(takeover.sockets)
+                    await takeover.serving()
+                except HandoverError:
+                    tenant.release()
+                    raise
+        except HandoverError as exc:
+            log.warning("the instance that serves keeps its sockets", extra={"holder": holder.name, "cause": str(exc)})
+            self._log_stand_by()
+            return None
+        async with asyncio.timeout(LOCK_TIMEOUT):
+            await self._lock.wait()
+        log.info("took over", extra={"from": holder.name})
+        return tenant
+
+    def _log_stand_by(self) -> None:
+        holder = self._lock.holder()
+        log.info("standing by", extra={"holder": holder.instance if holder else ""})
+
+    async def _serve(self, tenant: Tenant) -> None:
+        """Be the node's instance until a successor has taken the sockets."""
+        self._instance.make_current()
+        self._lock_changed(True)
+
+        def taken() -> None:
+            tenant.release()
+            self._lock_changed(False)
+            self._lock.release()
+
+        await HandoverServer(self._instance.paths.handover_socket, tenant.sockets, taken).run()

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DNS role put together: the agent's feed goes into a zone, queries are answered on sockets.
+
+A worker process has a run directory of its own, `<run_dir>/dns-<number>`, with its instances, its lock and its sockets,
+so that it neither depends on an agent being there nor goes when one goes. It answers the last state it knows while no
+agent runs; before it has ever known one, what it cannot know is SERVFAIL.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from socket import SOCK_DGRAM, socket
+
+import uvloop
+
+from svcproxy import api
+from svcproxy.admin.server import serve_health
+from svcproxy.config import LIVE, Config, changed_keys
+from svcproxy.errors import ConfigError, Problem
+from svcproxy.feed.client import FeedClient
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.subscriber import FeedState, Subscriber
+from svcproxy.names.records import Record
+from svcproxy.options import Launch
+from svcproxy.process import logs
+from svcproxy.process.follow import ConfigFollower, FileFollower
+from svcproxy.process.instance import Instance, RunDirectory
+from svcproxy.process.succession import Succession
+from svcproxy.workers.dns_metrics import DnsMetrics
+from svcproxy_dns.listeners import bind_listeners
+from svcproxy_dns.worker import DnsWorker
+
+log = logging.getLogger(__name__)
+
+RESTART_WANTED = 75
+"""Exit code that asks whoever supervises for an immediate restart (EX_TEMPFAIL): the configuration changed."""
+WARM_TIMEOUT = 10.0
+"""Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
+WORKER_VARIABLE = "SVCPROXY_WORKER"
+"""Set by the supervisor: the number of this worker process among `dns.workers`."""
+
+
+def role_directory(run_dir: str, number: int) -> Path:
+    """The run directory of a DNS worker process."""
+    return Path(run_dir) / f"dns-{number}"
+
+
+class DnsTenant:
+    """One turn as the node's DNS. See `svcproxy.process.succession.Tenant`."""
+
+    def __init__(self, config: Config, worker: DnsWorker, group: asyncio.TaskGroup) -> None:
+        self._config = config
+        self._worker = worker
+        self._group = group
+
+    async def start(self, inherited: Mapping[str, socket]) -> None:
+        """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
+        wanted = set(self._config.dns.listen)
+        sockets = []
+        for name, taken in inherited.items():
+            if name.partition("/")[2] in wanted:
+                sockets.append(taken)
+            else:
+                taken.close()
+        missing = wanted - {socket_name(each).partition("/")[2] for each in sockets}
+        if missing:
+            shared = self._config.dns.workers > 1
+            sockets += bind_listeners(sorted(missing), shared=shared)
+        await self._worker.start(sockets)
+        log.info("answering", extra={"listen": ", ".join(sorted({socket_name(each) for each in sockets}))})
+
+    def sockets(self) -> Mapping[str, socket]:
+        """By protocol and address."""
+        return {socket_name(each): each for each in self._worker.sockets()}
+
+    def release(self) -> None:
+        """Leave the sockets to the successor; TCP clients may finish."""
+        self._worker.release()
+        self._group.create_task(self._worker.drain(self._config.shutdown_timeout), name="clients of an earlier turn")
+
+
+def socket_name(each: socket) -> str:
+    """`udp/127.0.0.1:53`, as it was configured."""
+    host, port = each.getsockname()[:2]
+    return f"{'udp' if each.type == SOCK_DGRAM else 'tcp'}/{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class DnsRole:
+    """One worker process."""
+
+    def __init__(self, launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> None:
+        self._launch = launch
+        self._config = config
+        self._run = run
+        self._instance = instance
+        self._stopping = asyncio.Event()
+        self._exit_code = 0
+        self._serves = False
+        self._warm = asyncio.Event()
+        self._worker = DnsWorker(config.dns)
+        self._metrics = DnsMetrics(self._worker.statistics, config.dns)
+        name = run.path.name
+        subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
+        self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)
+
+    async def run(self) -> int:
+        """Serve until SIGTERM, SIGINT or a configuration that needs a restart; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        path = self._instance.paths.admin_socket
+        async with serve_health(path, self._livez, self._readyz, self._metrics.render), asyncio.TaskGroup() as group:
+            succession = Succession(self._run, self._instance, self._lock_changed)
+            work = {
+                "feed": self._feed.run(),
+                "config": self._follow_config(),
+                "succession": succession.run(
+                    self._warm, lambda: DnsTenant(self._config, self._worker, group)
+                ),
+            }
+            tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
+            patience = loop.call_later(WARM_TIMEOUT, self._warm.set)
+            await self._stopping.wait()
+            log.info("stopping", extra={"exit_code": self._exit_code})
+            patience.cancel()
+            self._serves = False
+            await self._worker.drain(self._config.shutdown_timeout)
+            for task in tasks:
+                task.cancel()
+        self._worker.close()
+        return self._exit_code
+
+    # --- feed
+
+    def _feed_path(self) -> Path:
+        active = RunDirectory(Path(self._config.run_dir)).active()
+        if active is None:
+            raise FileNotFoundError(f"no agent in {self._config.run_dir}")
+        return active.feed_socket
+
+    def _feed_changed(self, state: FeedState) -> None:
+        if state.complete and not self._warm.is_set():
+            self._warm.set()
+            gc.collect()
+            gc.freeze()
+        log.info("feed", extra={"phase": state.phase.value, "complete": state.complete, "stale": state.stale})
+
+    def _lock_changed(self, held: bool) -> None:
+        self._serves = held
+        log.info("this instance is the node's" if held else "another instance is the node's")
+
+    # --- probes
+
+    def _livez(self) -> api.Readiness:
+        return api.Readiness(ready=True, stale=False, waiting=not self._serves)
+
+    def _readyz(self) -> api.Readiness:
+        state = self._feed.state
+        reasons = []
+        if not self._serves:
+            reasons.append("another instance serves, or nothing is known yet")
+        if not state.complete:
+            reasons.append(f"no complete set of names yet{f' ({self._feed.error})' if self._feed.error else ''}")
+        elif state.stale:
+            reasons.append("what is served may be out of date")
+        return api.Readiness(
+            ready=self._serves and state.complete,
+            stale=state.complete and state.stale,
+            waiting=not self._serves,
+            reasons=tuple(reasons),
+        )
+
+    # --- configuration
+
+    async def _follow_config(self) -> None:
+        if self._launch.config_file is None:
+            return
+        follower = ConfigFollower(self._launch.load, self._config, self._config_changed, _config_refused)
+        await follower.run(FileFollower(self._launch.config_file))
+
+    def _config_changed(self, old: Config, new: Config) -> None:
+        changed = [key for key in changed_keys(old, new) if key.partition(".")[0] in _OWN_KEYS]
+        restart = [key for key in changed if key not in LIVE]
+        if restart:
+            log.info("configuration changed, restarting", extra={"keys": ", ".join(restart)})
+            self._exit_code = RESTART_WANTED
+            self._stopping.set()
+            return
+        self._config = new
+        self._worker.set_ttl(new.dns.ttl)
+        logs.configure(new.log, "dns")
+        if changed:
+            log.info("configuration changed", extra={"keys": ", ".join(changed)})
+
+
+_OWN_KEYS = frozenset({"dns", "log", "run_dir", "shutdown_timeout"})
+
+
+def _config_refused(error: ConfigError) -> None:
+    for problem in error.problems:
+        log.error("configuration refused, the last good one stays", extra={"cause": str(problem)})
+
+
+def main(launch: Launch) -> int:
+    """Run one worker process of the role; returns the exit code."""
+    config = launch.load()
+    logs.configure(config.log, "dns")
+    number = os.environ.get(WORKER_VARIABLE, "0")
+    if not number.isascii() or not number.isdigit():
+        raise ConfigError([Problem(f"not a number: {number!r}", path=WORKER_VARIABLE)])
+    run = RunDirectory(role_directory(config.run_dir, int(number)))
+    instance = run.open_instance(os.environ.get("SVCPROXY_INSTANCE", ""))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(launch, config, run, instance))
+    finally:
+        instance.close()
+
+
+async def _run(launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> int:
+    return await DnsRole(launch, config, run, instance).run()

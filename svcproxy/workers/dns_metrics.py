@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DNS worker's metrics. Names that CoreDNS has too are CoreDNS' (`coredns_*`), everything else is `svcproxy_dns_*`.
+
+The worker counts in plain integers; this collector reads them when somebody asks, so a query pays for nothing here.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from svcproxy import __version__
+from svcproxy.config import DnsConfig
+from svcproxy_dns.worker import DnsStatistics
+
+_TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
+"""(proto, family) in the order of a tally; families as CoreDNS numbers them."""
+
+
+class DnsMetrics:
+    """Everything the worker counts, in the Prometheus text format."""
+
+    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._registry.register(_Collector(statistics, config))
+
+    async def render(self) -> bytes:
+        """A scrape."""
+        return generate_latest(self._registry)
+
+
+class _Collector(Collector):
+    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+        self._statistics = statistics
+        self._server = f"dns://{config.listen[0]}" if config.listen else ""
+        self._zone = f"{config.cluster_domain.rstrip('.')}."
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        now = self._statistics()
+        yield from self._traffic(now)
+        info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
+        info.add_metric([f"svcproxy-{__version__}", "", ""], 1)
+        yield info
+        for name, text, value in (
+            ("synced", "Whether a complete set of names has been taken in.", now.synced),
+            ("serial", "SOA serial: Unix time of the last change.", now.serial),
+            ("namespaces", "Namespaces known.", now.namespaces),
+            ("services", "Services known.", now.services),
+            ("endpoints", "Endpoint addresses known.", now.endpoints),
+            ("answers_kept", "Rendered answers kept.", now.kept),
+            ("answers_kept_octets", "Estimate of the memory that they take.", now.kept_octets),
+            ("tcp_connections", "TCP connections open.", now.connections),
+        ):
+            gauge = GaugeMetricFamily(f"svcproxy_dns_{name}", text)
+            gauge.add_metric([], float(value))
+            yield gauge
+        for name, text, value in (
+            ("answers_rendered", "Queries that no kept answer served.", now.rendered),
+            ("dropped", "Messages without a reply: not a query, or too short.", now.dropped),
+            ("unsent", "Responses that the kernel refused.", now.unsent),
+            ("tcp_connections_refused", "TCP connections over the limit.", now.connections_refused),
+            ("tcp_connections_expired", "TCP connections ended for idling.", now.connections_expired),
+        ):
+            counter = CounterMetricFamily(f"svcproxy_dns_{name}", text)
+            counter.add_metric([], float(value))
+            yield counter
+
+    def _traffic(self, now: DnsStatistics) -> Iterator[Metric]:
+        labels = ["server", "zone", "view"]
+        values = [self._server, self._zone, ""]
+        requests = CounterMetricFamily(
+            "coredns_dns_requests", "Queries answered.", labels=[*labels, "proto", "family", "type"]
+        )
+        responses = CounterMetricFamily("coredns_dns_responses", "Responses.", labels=[*labels, "rcode", "plugin"])
+        by_type: dict[tuple[str, int], int] = defaultdict(int)
+        by_rcode: dict[str, int] = defaultdict(int)
+        for (qtype, rcode), tally in now.responses.items():
+            by_rcode[rcode] += sum(tally)
+            for transport, count in enumerate(tally):
+                by_type[qtype or "other", transport] += count
+        for (qtype, transport), count in by_type.items():
+            if count:
+                requests.add_metric([*values, *_TRANSPORTS[transport], qtype], count)
+        for rcode, count in by_rcode.items():
+            responses.add_metric([*values, rcode, "kubernetes"], count)
+        yield requests
+        yield responses
