@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
+from svcproxy.admin.tcp import listen_tcp
 from svcproxy.frontends.keys import HealthCheck
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
 from svcproxy.model import NamespacedName
@@ -25,7 +26,7 @@ RETRY_INTERVAL = 5.0
 SOCKETS_MAX = 8192
 """Listening sockets at once; Services beyond it are reported like a port that cannot be opened."""
 OPENED_PER_TURN = 32
-"""Services brought up to date between two turns of the event loop."""
+"""Services whose sockets are opened between two turns of the event loop."""
 BACKLOG = 16
 """Connections that may wait on one port; load balancers ask seldom."""
 KEEPALIVE_TIMEOUT = 15.0
@@ -47,8 +48,11 @@ class _Opened:
 class HealthChecks:
     """Serves the health-check node ports of a table. `change` is cheap; `run` opens and closes sockets."""
 
-    def __init__(self, healthy: Callable[[], bool], report_failure: ReportFailure) -> None:
-        """`healthy`: whether the data plane keeps up; asked at every request."""
+    def __init__(
+        self, healthy: Callable[[], bool], report_failure: ReportFailure, retry_interval: float = RETRY_INTERVAL
+    ) -> None:
+        """`healthy`: whether the data plane keeps up; asked at every request. `retry_interval`: seconds."""
+        self._retry_interval = retry_interval
         self._healthy = healthy
         self._report_failure = report_failure
         self._wanted: dict[NamespacedName, HealthCheck] = {}
@@ -105,7 +109,7 @@ class HealthChecks:
             while True:
                 await self._bring_up_to_date(server)
                 try:
-                    async with asyncio.timeout(RETRY_INTERVAL if self._failed else None):
+                    async with asyncio.timeout(self._retry_interval if self._failed else None):
                         await self._wake.wait()
                 except TimeoutError:
                     self._touch(self._failed)
@@ -123,16 +127,16 @@ class HealthChecks:
     async def _bring_up_to_date(self, server: web.Server) -> None:
         """Close first, then open: a port may move from one Service to another in one delta."""
         while self._dirty:
-            batch = [service for service, _ in zip(self._dirty, range(OPENED_PER_TURN), strict=False)]
-            for service in list(self._dirty):
-                check = self._wanted.get(service)
-                opened = self._opened.get(service)
+            round_, self._dirty = self._dirty, {}
+            for service in round_:
+                check, opened = self._wanted.get(service), self._opened.get(service)
                 if opened is not None and (check is None or check.port != opened.port):
                     self._close(service)
-            for service in batch:
-                self._dirty.pop(service, None)
-                await self._open(service, server)
-            await asyncio.sleep(0)
+            for number, service in enumerate(round_, start=1):
+                if service not in self._dirty:  # else it comes again in the next round, after what closes there
+                    await self._open(service, server)
+                if number % OPENED_PER_TURN == 0:
+                    await asyncio.sleep(0)
         self._settled.set()
 
     async def _open(self, service: NamespacedName, server: web.Server) -> None:
@@ -154,9 +158,8 @@ class HealthChecks:
                 failures.append(f"{SOCKETS_MAX} health-check sockets are open already")
                 break
             try:
-                opened.servers[address] = await asyncio.get_running_loop().create_server(
-                    server, address, check.port, backlog=BACKLOG, reuse_address=True
-                )
+                listener = listen_tcp(address, check.port, BACKLOG)
+                opened.servers[address] = await asyncio.get_running_loop().create_server(server, sock=listener)
                 self._sockets += 1
             except OSError as exc:
                 failures.append(f"cannot listen on {address} port {check.port}: {exc.strerror or exc}")

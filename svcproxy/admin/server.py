@@ -17,7 +17,6 @@ import contextlib
 import ipaddress
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -31,6 +30,7 @@ from svcproxy.admin import health
 from svcproxy.admin.api import Handler, StatusApi, reply
 from svcproxy.admin.metrics import CONTENT_TYPE, AgentMetrics
 from svcproxy.admin.state import AgentState
+from svcproxy.admin.tcp import listen_tcp
 from svcproxy.process.sockets import listen_unix
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ RETRY_INTERVAL = 5.0
 """Seconds between attempts to open a TCP listener."""
 REQUESTS_MAX = 64
 """Requests in work at once at one door; further ones are answered with 503."""
+BACKLOG = 128
+"""Connections that may wait at one TCP listener."""
 KEEPALIVE_TIMEOUT = 15.0
 """Seconds that an idle connection is kept."""
 SHUTDOWN_TIMEOUT = 1.0
@@ -53,7 +55,9 @@ _HOST = re.compile(r"(?P<name>\[[^]]*\]|[^:]*)(:[0-9]+)?")
 class AdminServer:
     """Serves one agent's state. Start `serve_socket` at once and `serve_node` when this instance is the node's."""
 
-    def __init__(self, state: AgentState, metrics: AgentMetrics) -> None:
+    def __init__(self, state: AgentState, metrics: AgentMetrics, retry_interval: float = RETRY_INTERVAL) -> None:
+        """`retry_interval`: seconds between attempts to open a TCP listener."""
+        self._retry_interval = retry_interval
         self._state = state
         self._metrics = metrics
         self._api = StatusApi(state, metrics)
@@ -82,17 +86,22 @@ class AdminServer:
         async with _runner(served) as runner:
             while True:
                 try:
-                    listener = await _bind(host.strip("[]"), int(port))
+                    listener = listen_tcp(host.strip("[]"), int(port), BACKLOG)
                     break
                 except OSError as exc:
                     error = exc.strerror or str(exc)
                     if name not in self._state.listeners or self._state.listeners[name].error != error:
                         log.warning(
                             "cannot listen, trying again",
-                            extra={"listener": name, "address": address, "cause": error, "interval": RETRY_INTERVAL},
+                            extra={
+                                "listener": name,
+                                "address": address,
+                                "cause": error,
+                                "interval": self._retry_interval,
+                            },
                         )
                     self._state.listeners[name] = api.Listener(name, address, error)
-                    await asyncio.sleep(RETRY_INTERVAL)
+                    await asyncio.sleep(self._retry_interval)
             await web.SockSite(runner, listener).start()
             bound = listener.getsockname()
             shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
@@ -247,20 +256,3 @@ async def _runner(served: web.Application) -> AsyncIterator[web.AppRunner]:
         yield runner
     finally:
         await runner.cleanup()
-
-
-async def _bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; an unspecified address serves its own family only."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svcproxy status`: how an instance is, for people, for programs and for probes."""
+
+import argparse
+import http.client
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from svcproxy import api
+from svcproxy.client.connection import ClientError, StatusClient, find_instance, worker_sockets
+from svcproxy.client.console import Console, Table, console, duration, milliseconds
+from svcproxy.errors import ConfigError, Problem
+
+PROBE_TIMEOUT = 5.0
+"""Seconds a probe waits for its answer."""
+AGENT = "agent"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the status, or answer a probe by the exit code."""
+    if arguments.probe:
+        return _probe(Path(arguments.run_dir), arguments.instance, arguments.role, arguments.probe)
+    if arguments.role != AGENT:
+        raise ConfigError([Problem("has probes only: add --probe livez or --probe readyz", path="--role")])
+    instance = find_instance(Path(arguments.run_dir), arguments.instance)
+    answer = StatusClient(instance.admin_socket).get("/v1/status", api.Status)
+    if arguments.output == "json":
+        console().json(answer)
+    else:
+        show(answer, console())
+    return 0
+
+
+def _probe(run_dir: Path, name: str, role: str, probe: str) -> int:
+    """0 if every process of the role says yes, else 1 with the reasons on standard error."""
+    instance = find_instance(run_dir, name)
+    sockets = [instance.admin_socket] if role == AGENT else worker_sockets(instance, role)
+    if not sockets:
+        raise ClientError(f"no {role} worker of instance {instance.name} has opened its health socket")
+    failed = 0
+    for socket in sockets:
+        answer = StatusClient(socket, PROBE_TIMEOUT).ask(f"/{probe}")
+        if answer.status != http.client.OK:
+            failed += 1
+            sys.stderr.write(f"{socket.name}: {probe}: {answer.status}: {_reasons(answer.body)}\n")
+    return 1 if failed else 0
+
+
+def _reasons(body: bytes) -> str:
+    """Why not; a body without reasons (kube-proxy's) as it is."""
+    try:
+        return "; ".join(msgspec.json.decode(body, type=api.Readiness).reasons)
+    except msgspec.DecodeError:
+        return body.decode("utf-8", "replace")
+
+
+def show(status: api.Status, out: Console) -> None:
+    """The status in words and tables; sections without content are left out."""
+    rows = list(_head(status))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        out.line(f"{name.ljust(width)}   {text}")
+    for table in _tables(status):
+        if table.rows:
+            out.line()
+            out.table(table)
+
+
+def _head(status: api.Status) -> Iterator[tuple[str, str]]:
+    yield "Node", status.node
+    about = f"svcproxy {status.version}, pid {status.pid}, up {duration(status.uptime)}"
+    yield "Instance", f"{status.instance} ({about})"
+    yield "State", _state(status.readiness)
+    for reason in status.readiness.reasons:
+        yield "", reason
+    counts = status.counts
+    yield (
+        "Objects",
+        (f"{counts.services} Services, {counts.endpoint_slices} EndpointSlices, {counts.namespaces} Namespaces"),
+    )
+    yield (
+        "Data plane",
+        f"{status.dataplane}: {counts.frontends} frontends, {counts.backends} backends"
+        + (f", {status.refused_count} REFUSED" if status.refused_count else ""),
+    )
+    if counts.health_checks:
+        yield "Health checks", f"{counts.health_checks} Services with a health-check node port"
+    yield "Feed", f"revision {status.revision}, {len(status.workers)} workers"
+    for error in status.config_errors:
+        yield "CONFIG ERROR", error
+
+
+def _state(readiness: api.Readiness) -> str:
+    if readiness.waiting:
+        return "waiting: another instance holds the node"
+    if not readiness.ready:
+        return "NOT READY"
+    return "ready, STALE" if readiness.stale else "ready"
+
+
+def _tables(status: api.Status) -> Iterator[Table]:
+    yield Table(
+        ("KIND", "SYNCED", "CONTACT", "SERVER", "ERROR"),
+        [
+            (each.kind, _yes(each.synced), duration(each.contact_age), each.server, each.error or "-")
+            for each in status.sources
+        ],
+        "Sources",
+    )
+    yield Table(
+        ("WORKER", "REVISION", "LAG", "ACKNOWLEDGED"),
+        [(each.name, str(each.revision), str(each.lag), _ago(each.ack_age)) for each in status.workers],
+        "Workers",
+    )
+    yield Table(
+        ("ROLE", "STATE", "PID", "RESTARTS", "LAST END"),
+        [
+            (
+                each.name,
+                f"{each.state}, CRASH LOOP" if each.crash_loop else each.state,
+                "-" if each.pid is None else str(each.pid),
+                str(each.restarts),
+                each.detail or "-",
+            )
+            for each in status.roles
+        ],
+        "Roles",
+    )
+    yield Table(
+        ("EVENT TO", "CHANGES", "P50", "P99", "LAST"),
+        [
+            (each.stage, str(each.count), *map(milliseconds, (each.p50, each.p99, each.last)))
+            for each in status.latencies
+        ],
+        "Latency",
+    )
+    yield Table(
+        ("FRONTEND", "SERVICE", "REASON"),
+        [(each.frontend, each.service or "-", each.reason) for each in status.refused],
+        _title("Refused frontends", len(status.refused), status.refused_count),
+    )
+    yield Table(
+        ("ADDRESS", "SERVED FOR", "ALSO CLAIMED BY"),
+        [(each.frontend, each.winner, ", ".join(each.losers)) for each in status.conflicts],
+        _title("Address conflicts", len(status.conflicts), status.conflicts_count),
+    )
+    yield Table(
+        ("SERVICE", "PROBLEM"),
+        [(each.service, message) for each in status.problems for message in each.messages],
+        _title("Problems", len(status.problems), status.problems_count),
+    )
+    yield Table(
+        ("KIND", "NAME", "SEEN", "TIMES", "REASON"),
+        [(each.kind or "?", each.name or "?", _ago(each.age), str(each.count), each.reason) for each in status.invalid],
+        _title("Invalid objects", len(status.invalid), status.invalid_count),
+    )
+    yield Table(
+        ("LISTENER", "ADDRESS", "STATE"),
+        [(each.name, each.address, each.error or "listening") for each in status.listeners],
+        "Listeners",
+    )
+
+
+def _title(text: str, shown: int, count: int) -> str:
+    return text if shown == count else f"{text} ({shown} of {count})"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
+
+
+def _ago(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{duration(seconds)} ago"
