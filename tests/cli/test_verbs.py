@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each verb prints, word by word (golden/), and how it exits.
+
+To accept new output: `SVCPROXY_GOLDEN=write pytest tests/cli`, then read the difference.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from svcproxy.cli import VERBS, main
+from svcproxy.process.instance import Instance, RunDirectory
+from svcproxy.testing.admin import example_state, serving
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def check(name: str, actual: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("SVCPROXY_GOLDEN") == "write":
+        path.write_text(actual, encoding="utf-8")
+    assert actual == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "code"),
+    [
+        pytest.param("status.txt", ["status"], 0, id="status"),
+        pytest.param("services.txt", ["services"], 0, id="services"),
+        pytest.param("services-shop.txt", ["services", "-n", "shop"], 0, id="services of a namespace"),
+        pytest.param("service.txt", ["services", "shop/edge"], 0, id="one Service"),
+        pytest.param("endpoints.txt", ["endpoints"], 0, id="endpoints"),
+        pytest.param("endpoints-web.txt", ["endpoints", "web", "-n", "shop"], 0, id="endpoints of one Service"),
+        pytest.param("trace.txt", ["trace", "10.96.0.10:80", "--from", "10.244.1.9"], 0, id="trace: forward"),
+        pytest.param("trace-drop.txt", ["trace", "198.51.100.7:443/tcp"], 1, id="trace: drop"),
+        pytest.param("trace-nothing.txt", ["trace", "10.96.9.9:80/UDP"], 1, id="trace: not ours"),
+        pytest.param("env.txt", ["env", "web", "-n", "shop"], 0, id="env"),
+        pytest.param("status.json", ["status", "-o", "json"], 0, id="status as JSON"),
+        pytest.param("services.json", ["services", "-o", "json"], 0, id="services as JSON"),
+        pytest.param("endpoints-web.json", ["endpoints", "shop/web", "-o", "json"], 0, id="endpoints as JSON"),
+        pytest.param("trace.json", ["trace", "10.96.0.10:80", "-o", "json"], 0, id="trace as JSON"),
+        pytest.param("env.json", ["env", "web", "-n", "shop", "-o", "json"], 0, id="env as JSON"),
+    ],
+)
+def test_output(served: Path, capsys: pytest.CaptureFixture[str], name: str, command: list[str], code: int) -> None:
+    assert main([*command, "--run-dir", str(served)]) == code
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    check(name, captured.out)
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main([verb, "--help"])
+    assert exited.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: svcproxy {verb} ")
+    for example in next(each for each in VERBS if each.name == verb).examples:
+        assert example in text
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        pytest.param(["services", "a/b/c"], "SERVICE: 'a/b/c' is not NAME or NAMESPACE/NAME", id="two slashes"),
+        pytest.param(["services", "/web"], "SERVICE: '/web' is not NAME or NAMESPACE/NAME", id="empty namespace"),
+        pytest.param(
+            ["status", "--role", "dns"], "--role: has probes only: add --probe livez or --probe readyz", id="dns status"
+        ),
+        pytest.param(["resolve", "web", "NONSENSE"], "TYPE: 'NONSENSE' is not a record type", id="record type"),
+        pytest.param(
+            ["resolve", "web", "--server", "dns.example"],
+            "--server: 'dns.example' is not ADDRESS or ADDRESS:PORT with an IP address, IPv6 in brackets",
+            id="server by name",
+        ),
+    ],
+)
+def test_an_unusable_argument_exits_with_2(
+    served: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    assert main([*command, "--run-dir", str(served)]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"svcproxy: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["no-such-verb"], ["status", "--no-such-flag"], ["trace"], ["env", "-o", "xml"]]
+)
+def test_an_unusable_command_line_exits_with_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(command)
+    assert exited.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: svcproxy")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        pytest.param(["services", "shop/none"], "no Service shop/none", id="unknown Service"),
+        pytest.param(["env", "none", "-n", "shop"], "no Service shop/none", id="env of an unknown Service"),
+        pytest.param(["trace", "web:80"], "not an IP address: 'web'", id="trace to a name"),
+        pytest.param(
+            ["trace", "10.0.0.1"], "address: '10.0.0.1' is not ADDRESS:PORT[/PROTO], IPv6 in brackets", id="no port"
+        ),
+    ],
+)
+def test_what_the_instance_refuses_is_passed_on(
+    served: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    assert main([*command, "--run-dir", str(served)]) == 1
+    assert capsys.readouterr().err == f"svcproxy: {message}\n"
+
+
+def failure(run_dir: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["status", "--run-dir", str(run_dir), *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_no_instance(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(run_dir, capsys) == (
+        f"svcproxy: no svcproxy instance under {run_dir}: start one with `svcproxy run`, "
+        "or name its directory with --run-dir\n"
+    )
+
+
+def test_an_instance_that_has_ended(run_dir: Path, instance: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(run_dir, capsys) == (
+        f"svcproxy: nobody listens at {instance.paths.admin_socket}: the instance has ended, or is just starting\n"
+    )
+
+
+def test_an_instance_of_another_name(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(served, capsys, "--instance", "other") == (
+        f"svcproxy: no svcproxy instance 'other' under {served}; there are: 7-100\n"
+    )
+
+
+def test_two_instances_that_wait(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(run_dir)
+    first, second = run.open_instance("a"), run.open_instance("b")
+    assert failure(run_dir, capsys) == (
+        f"svcproxy: no instance under {run_dir} holds the node; choose with --instance: a, b\n"
+    )
+    first.close()
+    second.close()
+
+
+def test_the_only_instance_is_asked_while_it_waits(run_dir: Path) -> None:
+    waiting = RunDirectory(run_dir).open_instance("b")
+    state = example_state()
+    state.holds_node = False
+    with serving(state, waiting.paths.admin_socket):
+        assert main(["status", "--run-dir", str(run_dir), "--probe", "livez"]) == 0
+        assert main(["status", "--run-dir", str(run_dir), "--probe", "readyz"]) == 1
+    waiting.close()
+
+
+@pytest.mark.parametrize(
+    ("holds", "programmed", "snapshot", "probe", "code", "reason"),
+    [
+        pytest.param(True, True, False, "readyz", 0, "", id="ready"),
+        pytest.param(True, True, False, "livez", 0, "", id="alive"),
+        pytest.param(True, True, True, "readyz", 0, "", id="stale is ready"),
+        pytest.param(
+            True,
+            False,
+            False,
+            "readyz",
+            1,
+            "admin.sock: readyz: 503: nothing has been programmed completely yet\n",
+            id="starting",
+        ),
+    ],
+)
+def test_probes_of_the_agent(
+    instance: Instance,
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    holds: bool,
+    programmed: bool,
+    snapshot: bool,
+    probe: str,
+    code: int,
+    reason: str,
+) -> None:
+    state = example_state()
+    state.holds_node, state.programmed, state.snapshot = holds, programmed, snapshot
+    with serving(state, instance.paths.admin_socket):
+        assert main(["status", "--run-dir", str(run_dir), "--probe", probe]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", reason)
+
+
+def test_probes_of_the_dns_workers_ask_every_worker(
+    instance: Instance, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["status", "--run-dir", str(run_dir), "--role", "dns", "--probe", "readyz"]
+    assert main(command) == 1
+    assert capsys.readouterr().err == "svcproxy: no dns worker of instance 7-100 has opened its health socket\n"
+    workers = instance.paths.path / "workers"
+    waiting = example_state()
+    waiting.holds_node = False
+    with serving(example_state(), workers / "dns-0.health.sock"):
+        assert main(command) == 0
+        with serving(waiting, workers / "dns-1.health.sock"):
+            assert main(command) == 1
+    assert capsys.readouterr().err == (
+        "dns-1.health.sock: readyz: 503: waiting for the node: another instance holds it\n"
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("svcproxy ")
+    assert main(["version", "-o", "json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"version", "python"}
+
+
+def test_check_config_finds_every_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("dns:\n  ttl: -1\n  colour: red\nlog:\n  level: loud\n", encoding="utf-8")
+    assert main(["check-config", "--config", str(bad), "--dns-listen", "nowhere"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 4
+    for place in (f"{bad}:2: dns.ttl", f"{bad}:3: dns.colour", f"{bad}:5: log.level", "--dns-listen"):
+        assert any(place in line for line in lines), (place, lines)
+
+
+def test_check_config_prints_the_tree_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text("dns:\n  ttl: 7\n", encoding="utf-8")
+    assert main(["check-config", "--config", str(good), "--node-name", "n9"]) == 0
+    assert capsys.readouterr().out == f"{good}: ok\n"
+    assert main(["check-config", "--config", str(good), "--node-name", "n9", "-o", "json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert (tree["dns"]["ttl"], tree["node_name"], tree["dns"]["cluster_domain"]) == (7, "n9", "cluster.local")
