@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -356,7 +356,7 @@ async def _until_interrupted() -> None:
     await stopped.wait()
 
 
-def main(keep: bool, arguments: Sequence[str] = ()) -> int:
+def main(keep: bool) -> int:
     """Run the demo; returns the exit code. 0 when no request failed."""
     with tempfile.TemporaryDirectory(prefix="svcproxy-demo-") as name:
         directory = Path(name)

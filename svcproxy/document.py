@@ -74,6 +74,11 @@ class Document:
     """None if the text could not be read to its end."""
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def first_line(self) -> int:
+        """Where its value begins, behind a `---` line."""
+        return self.root.line if self.root is not None else self.line
+
     def problem(self, message: str, path: Path = ()) -> Problem:
         """A problem with the value at `path`, placed at its line, or at that of the nearest value around it."""
         return Problem(message, self.file, line_of(self.root, path) or self.line, dotted(path))

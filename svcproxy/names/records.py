@@ -39,6 +39,8 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=
     ports: tuple[NamedPort, ...] = ()
     external_name: str | None = None
     """Set only for type ExternalName."""
+    address_pending: bool = False
+    """Neither headless nor ExternalName, and no address has been given out yet: the name exists without data."""
 
     @property
     def service(self) -> NamespacedName:
@@ -48,7 +50,7 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=
     @property
     def headless(self) -> bool:
         """Answers with its endpoints' addresses."""
-        return not self.cluster_ips and self.external_name is None
+        return not self.cluster_ips and self.external_name is None and not self.address_pending
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="e"):

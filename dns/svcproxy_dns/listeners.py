@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sockets that DNS is served on: bound here, or handed over by the instance before."""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from svcproxy_dns.rendered import TCP
+
+UDP_RECEIVE_OCTETS = 4 << 20
+"""Asked of the kernel for queries that wait; it gives what `net.core.rmem_max` allows."""
+TCP_BACKLOG = 512
+"""Connections that wait to be accepted."""
+PORT_ATTEMPTS = 16
+"""Ports tried for port 0 until one is free for both UDP and TCP."""
+_IP_PKTINFO = 8
+"""`IP_PKTINFO` of Linux, which the socket module of Python 3.11 lacks."""
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """(address, port) of `ADDRESS:PORT` or `[ADDRESS]:PORT`. Raises `ValueError`."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not ADDRESS:PORT")
+    bracketed = host.startswith("[") and host.endswith("]")
+    address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    if bracketed != (address.version == 6):
+        raise ValueError(f"{text!r}: brackets are for IPv6")
+    return str(address), int(port)
+
+
+def bind_listeners(listen: Sequence[str], shares: int = 1) -> list[list[socket.socket]]:
+    """UDP and TCP sockets on every address, one list for each of `shares` workers.
+
+    Only with several are the ports shared (SO_REUSEPORT): alone, a second server on the address is an error. Port 0
+    takes a port that is free for both. Raises `OSError`, whose text names the address, with nothing left open, and
+    `ValueError` for what is no address.
+    """
+    lists: list[list[socket.socket]] = [[] for _ in range(shares)]
+    try:
+        for text in listen:
+            address, port = parse_listen(text)
+            for sockets in lists:
+                pair = _bind_pair(address, port, shared=shares > 1)
+                sockets.extend(pair)
+                port = pair[0].getsockname()[1]
+    except OSError as exc:
+        for sockets in lists:
+            for opened in sockets:
+                opened.close()
+        raise OSError(exc.errno, f"cannot listen on {text}: {exc.strerror}") from exc
+    return lists
+
+
+def _bind_pair(address: str, port: int, *, shared: bool) -> tuple[socket.socket, socket.socket]:
+    for attempt in range(PORT_ATTEMPTS):
+        udp = _bind(address, port, socket.SOCK_DGRAM, shared=shared)
+        try:
+            return udp, _bind(address, udp.getsockname()[1], socket.SOCK_STREAM, shared=shared)
+        except OSError:
+            udp.close()
+            if port or attempt == PORT_ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _bind(address: str, port: int, kind: socket.SocketKind, *, shared: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if kind == socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_OCTETS)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(TCP_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def transport_of(sock: socket.socket) -> int:
+    """The number of the transport that a socket carries, see `svcproxy_dns.rendered.TCP`."""
+    return (TCP if sock.type == socket.SOCK_STREAM else 0) | (1 if sock.family == socket.AF_INET6 else 0)
+
+
+def is_wildcard(sock: socket.socket) -> bool:
+    """Whether a socket is bound to every address, so that each reply must say which it comes from."""
+    return ipaddress.ip_address(sock.getsockname()[0]).is_unspecified
+
+
+def report_destination(sock: socket.socket) -> None:
+    """Make the kernel tell with each datagram the address that it was sent to (ip(7), ipv6(7))."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)

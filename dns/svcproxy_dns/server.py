@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves DNS on a set of UDP and TCP sockets. A shell.
+
+The sockets may come from the instance before and go to the next one: `release` leaves them open with all that waits in
+them, and whoever has them goes on.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+from svcproxy_dns.tcp import TcpLimits, TcpListener, TcpState
+from svcproxy_dns.udp import Respond, UdpListener
+
+_DEFAULT_LIMITS = TcpLimits()
+
+
+class DnsServer:
+    """Owns the sockets from now on. Every method is for the loop that `start` ran on."""
+
+    def __init__(self, respond: Respond, sockets: Sequence[socket.socket], limits: TcpLimits = _DEFAULT_LIMITS) -> None:
+        self._tcp = TcpState(respond, limits)
+        self._udp_listeners = [UdpListener(sock, respond) for sock in sockets if sock.type == socket.SOCK_DGRAM]
+        self._tcp_listeners = [TcpListener(sock, self._tcp) for sock in sockets if sock.type == socket.SOCK_STREAM]
+
+    def sockets(self) -> list[socket.socket]:
+        """The sockets served, to be handed over."""
+        listeners: list[UdpListener | TcpListener] = [*self._udp_listeners, *self._tcp_listeners]
+        return [listener.socket for listener in listeners]
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        for udp in self._udp_listeners:
+            udp.start()
+        for tcp in self._tcp_listeners:
+            await tcp.start()
+
+    def release(self) -> None:
+        """Take no more queries or connections. The sockets stay open; established connections live on."""
+        for listener in self._udp_listeners:
+            listener.stop()
+        for tcp in self._tcp_listeners:
+            tcp.stop()
+
+    async def drain(self, timeout: float) -> None:
+        """Release, close each connection once it is answered, and wait up to `timeout` seconds for the last."""
+        self.release()
+        self._tcp.draining = True
+        for connection in list(self._tcp.connections):
+            connection.close_when_idle()
+        if self._tcp.connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._tcp.empty.wait()
+
+    def close(self) -> None:
+        """Release, end every connection and close the sockets."""
+        self.release()
+        for connection in list(self._tcp.connections):
+            connection.abort()
+        for sock in self.sockets():
+            sock.close()
+
+    @property
+    def unsent(self) -> int:
+        """Responses over UDP that the kernel refused."""
+        return sum(listener.unsent for listener in self._udp_listeners)
+
+    @property
+    def connections(self) -> int:
+        """TCP connections established."""
+        return len(self._tcp.connections)
+
+    @property
+    def refused(self) -> int:
+        """TCP connections closed because there were too many."""
+        return self._tcp.refused
+
+    @property
+    def expired(self) -> int:
+        """TCP connections closed because the client was too slow or idle."""
+        return self._tcp.expired

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DNS over TCP (RFC 7766): several queries on a connection, answered in order. A shell."""
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+
+from svcproxy_dns.framing import MessageReader, frame
+from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
+from svcproxy_dns.udp import Respond
+
+BATCH = 32
+"""Queries of one connection answered in one turn of the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpLimits:
+    """What TCP clients may take. Seconds."""
+
+    connections: int = 1024
+    """At once, over all addresses; a further one is closed at once."""
+    idle: float = 10.0
+    """Between an answer and the next query."""
+    message: float = 3.0
+    """From the connection to the first message, and from a message's first octet to its last."""
+    write: float = 5.0
+    """For a client to read answers once the connection's buffers are full."""
+
+
+@dataclass(slots=True)
+class TcpState:
+    """What the connections of one server share."""
+
+    respond: Respond
+    limits: TcpLimits
+    connections: set["TcpConnection"] = field(default_factory=set)
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last connection has gone."""
+    refused: int = 0
+    """Connections closed because there were too many."""
+    expired: int = 0
+    """Connections closed because the client was too slow, or idle."""
+    draining: bool = False
+    """Whether a connection ends once it has nothing left to answer."""
+
+
+class TcpConnection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, state: TcpState, transport_number: int) -> None:
+        self._state = state
+        self._number = transport_number
+        self._reader = MessageReader()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._answering = False
+        """Whether a turn of the loop is booked to answer more of what has been read."""
+        self._blocked = False
+        """Whether the client does not read."""
+        self._ended = False
+        """Whether the client has sent its last octet."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it."""
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._state.connections) >= self._state.limits.connections:
+            self._state.refused += 1
+            transport.abort()
+            return
+        self._transport = transport
+        self._state.connections.add(self)
+        self._state.empty.clear()
+        self._expire_after(self._state.limits.message)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the client is gone either way
+        """Forget the connection."""
+        self._transport = None
+        self._state.connections.discard(self)
+        if not self._state.connections:
+            self._state.empty.set()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Answer what is complete."""
+        fresh = not self._reader.pending
+        self._reader.feed(data)
+        if fresh:
+            self._expire_after(self._state.limits.message)
+        if not self._answering:
+            self._answer()
+
+    def eof_received(self) -> bool:
+        """Answer the rest, then close: a client may half-close after its last query."""
+        self._ended = True
+        self._close_if_done()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we, and it has not for ever."""
+        self._blocked = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._expire_after(self._state.limits.write)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._blocked = False
+        self._expire_after(self._state.limits.idle)
+        if not self._answering:
+            self._answer()
+
+    def close_when_idle(self) -> None:
+        """Close now if everything that was asked has been answered, else after it has been."""
+        self._close_if_done()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _answer(self) -> None:
+        """Answer up to a batch; book another turn if there is more."""
+        self._answering = False
+        if self._transport is None or self._blocked:
+            return
+        answered = False
+        for _ in range(BATCH):
+            message = self._reader.next_message()
+            if message is None:
+                break
+            response = self._state.respond(message, self._number)
+            if response is not None:
+                self._transport.write(frame(response))
+                answered = True
+            if self._blocked:
+                return
+        else:
+            self._transport.pause_reading()
+            self._answering = True
+            self._loop.call_soon(self._answer)
+            return
+        self._transport.resume_reading()
+        if answered:
+            limits = self._state.limits
+            self._expire_after(limits.message if self._reader.pending else limits.idle)
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._transport is None or self._answering or self._blocked:
+            return
+        if self._ended or (self._state.draining and not self._reader.pending):
+            self._transport.close()
+
+    def _expire_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._state.expired += 1
+        self.abort()
+
+
+class TcpListener:
+    """Accepts connections on a socket."""
+
+    def __init__(self, sock: socket.socket, state: TcpState) -> None:
+        self.socket = sock
+        self._state = state
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Accept from now on."""
+        number = transport_of(self.socket)
+        duplicate = self.socket.dup()  # closing the server closes what it was given, and ours must stay open
+        duplicate.setblocking(False)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: TcpConnection(self._state, number), sock=duplicate, backlog=TCP_BACKLOG
+        )
+
+    def stop(self) -> None:
+        """Accept no more. Connections that wait stay in the socket for whoever accepts next."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DNS worker put together: records go into `sink`, queries are answered on the sockets. A shell."""
+
+import ipaddress
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from svcproxy.config import DnsConfig
+from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, RecordSink, ServiceRecord
+from svcproxy_dns.answers import Answers
+from svcproxy_dns.listeners import parse_listen
+from svcproxy_dns.rendered import Rendered, Tally
+from svcproxy_dns.server import DnsServer
+from svcproxy_dns.tcp import TcpLimits
+from svcproxy_dns.zone import Zone
+
+_DEFAULT_LIMITS = TcpLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class DnsStatistics:
+    """Counters since start, and gauges, of one worker."""
+
+    synced: bool
+    """Whether a complete snapshot has been taken in."""
+    serial: int
+    namespaces: int
+    services: int
+    endpoints: int
+    responses: dict[tuple[str, str], Tally]
+    """By (type, rcode): how many over UDP IPv4, UDP IPv6, TCP IPv4, TCP IPv6. A message that could not be read has the
+    empty type; types that are seldom asked are `other`."""
+    rendered: int
+    """Queries that no kept answer served."""
+    dropped: int
+    """Messages without a reply: not a query, or too short."""
+    unsent: int
+    """Responses over UDP that the kernel refused."""
+    kept: int
+    """Answers kept."""
+    kept_octets: int
+    """Estimate of the memory that they take."""
+    connections: int
+    connections_refused: int
+    connections_expired: int
+
+
+class DatedZone(RecordSink):
+    """Hands records on to the zone, and dates its serial: the Unix time of the last change, and greater each time."""
+
+    def __init__(self, zone: Zone, answers: Answers, clock: Callable[[], float]) -> None:
+        self._zone = zone
+        self._answers = answers
+        self._clock = clock
+
+    def begin_snapshot(self) -> None:
+        """See `RecordSink`."""
+        self._zone.begin_snapshot()
+
+    def change(self, added: Sequence[Record], removed: Sequence[Record]) -> None:
+        """See `RecordSink`."""
+        revision = self._zone.revision
+        self._zone.change(added, removed)
+        self._date(revision)
+
+    def sweep(self, batch: int) -> Iterator[int]:
+        """See `RecordSink`."""
+        revision = self._zone.revision
+        for removed in self._zone.sweep(batch):
+            self._date(revision)
+            revision = self._zone.revision
+            yield removed
+            revision = self._zone.revision
+
+    def _date(self, revision: int) -> None:
+        if self._zone.revision != revision:
+            self._answers.soa.serial = max(self._answers.soa.serial + 1, int(self._clock()))
+
+
+class DnsWorker:
+    """Answers DNS from records. `sockets`: see `bind_listeners`; the worker owns them."""
+
+    def __init__(
+        self,
+        config: DnsConfig,
+        sockets: Sequence[socket.socket],
+        *,
+        limits: TcpLimits = _DEFAULT_LIMITS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._zone = Zone(
+            config.cluster_domain,
+            ttl=config.ttl,
+            rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
+            endpoint_pod_names=config.endpoint_pod_names,
+            server_addresses=_reachable(config.listen),
+        )
+        self._rendered = Rendered()
+        self.answers = Answers(self._zone, self._rendered, int(clock()))
+        self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
+        """Where the feed's records go."""
+        self._server = DnsServer(self.answers.respond, sockets, limits)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the worker knows all names; before, it answers SERVFAIL where it cannot know."""
+        return self._zone.synced
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        await self._server.start()
+
+    def sockets(self) -> list[socket.socket]:
+        """The sockets served, to be handed over."""
+        return self._server.sockets()
+
+    def release(self) -> None:
+        """Take no more queries, leave the sockets open with what waits in them."""
+        self._server.release()
+
+    async def drain(self, timeout: float) -> None:
+        """Release, and let TCP clients finish for up to `timeout` seconds."""
+        await self._server.drain(timeout)
+
+    def close(self) -> None:
+        """End every connection and close the sockets."""
+        self._server.close()
+
+    def statistics(self) -> DnsStatistics:
+        """What has been counted."""
+        return DnsStatistics(
+            synced=self._zone.synced,
+            serial=self.answers.soa.serial,
+            namespaces=self._zone.count(NamespaceRecord),
+            services=self._zone.count(ServiceRecord),
+            endpoints=self._zone.count(EndpointRecord),
+            responses={key: list(tally) for key, tally in self.answers.tallies.items()},
+            rendered=self.answers.rendered,
+            dropped=self.answers.dropped,
+            unsent=self._server.unsent,
+            kept=len(self._rendered.answers),
+            kept_octets=self._rendered.octets,
+            connections=self._server.connections,
+            connections_refused=self._server.refused,
+            connections_expired=self._server.expired,
+        )
+
+
+def _reachable(listen: Sequence[str]) -> list[str]:
+    """The addresses that clients know the server by: neither loopback nor the wildcard."""
+    addresses = [ipaddress.ip_address(parse_listen(text)[0]) for text in listen]
+    return [str(address) for address in addresses if not address.is_loopback and not address.is_unspecified]
