@@ -326,7 +326,7 @@ def test_the_first_of_two_in_one_file_wins() -> None:
     follower = Follower()
     update = follower.apply(a=stream(service("x"), service("x", "10.0.0.2")))
     assert follower.services() == {"default/x": "10.0.0.1"}
-    assert [report.reason for report in update.invalid] == ["a.yaml:7: defined before on line 1; this one is left out"]
+    assert [report.reason for report in update.invalid] == ["a.yaml:8: defined before on line 1; this one is left out"]
 
 
 def test_a_mentioned_namespace_exists_as_long_as_it_is_mentioned() -> None:
