@@ -161,7 +161,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 LIVE: frozenset[str] = frozenset(
-    {"shutdown_timeout", "dataplane.resync_interval", "dns.ttl", "log.level", "log.format", "state.write_interval"}
+    {"shutdown_timeout", "dataplane.resync_interval", "log.level", "log.format", "state.write_interval"}
 )
 """Keys that take effect without a restart when the file changes; every other key needs one."""
 

@@ -92,6 +92,11 @@ class Turns:
         }
 
 
+def resident() -> float:
+    """MiB; `ru_maxrss` would count what the parent had at the fork."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 async def work(path: Path, gc_mode: str) -> None:
     """The worker: takes the snapshot, reports, follows until killed."""
     turns, complete = Turns(), asyncio.Event()
@@ -120,7 +125,7 @@ async def work(path: Path, gc_mode: str) -> None:
         report["full_gc"] = (time.perf_counter() - before) * 1e3
         gc.enable()
         gc.freeze()
-        report["rss"] = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        report["rss"] = resident()
         print(json.dumps(report), flush=True)
 
 

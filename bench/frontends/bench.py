@@ -122,9 +122,10 @@ def report(services: int, endpoints: int, rounds: int) -> str:
         return store.apply(Changes.of(EndpointSlice, [piece]))
 
     def service_event(n: int) -> Touched:
-        i = n * 7919 % services
+        """Services go and come back, in turn."""
+        i = n // 2 * 7919 % services
         if n % 2:
-            return store.apply(Changes.of(Service, [service(i - 7919 if i >= 7919 else i)]))
+            return store.apply(Changes.of(Service, [service(i)]))
         return store.apply(Changes.of(Service, removed=[NamespacedName(f"ns-{i % 50}", f"svc-{i}")]))
 
     slices = per_event(rounds, slice_event, builder)

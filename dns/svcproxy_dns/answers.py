@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from svcproxy_dns.assembly import Assembly
 from svcproxy_dns.rendered import TCP, Answer, Rendered, Rotating, StartOfAuthority, Tally, WithSoa
 from svcproxy_dns.rrset import AddressSet
-from svcproxy_dns.service import Source
 from svcproxy_dns.wire import (
     AA,
     CLASS_IN,

@@ -29,27 +29,23 @@ def parse_listen(text: str) -> tuple[str, int]:
     return str(address), int(port)
 
 
-def bind_listeners(listen: Sequence[str], shares: int = 1) -> list[list[socket.socket]]:
-    """UDP and TCP sockets on every address, one list for each of `shares` workers.
+def bind_listeners(listen: Sequence[str], *, shared: bool = False) -> list[socket.socket]:
+    """A UDP and a TCP socket on every address. `shared`: several worker processes have them (SO_REUSEPORT); otherwise
+    a second server on an address is an error.
 
-    Only with several are the ports shared (SO_REUSEPORT): alone, a second server on the address is an error. Port 0
-    takes a port that is free for both. Raises `OSError`, whose text names the address, with nothing left open, and
-    `ValueError` for what is no address.
+    Port 0 takes a port that is free for both. Raises `OSError`, whose text names the address, with nothing left open,
+    and `ValueError` for what is no address.
     """
-    lists: list[list[socket.socket]] = [[] for _ in range(shares)]
+    sockets: list[socket.socket] = []
     try:
         for text in listen:
             address, port = parse_listen(text)
-            for sockets in lists:
-                pair = _bind_pair(address, port, shared=shares > 1)
-                sockets.extend(pair)
-                port = pair[0].getsockname()[1]
+            sockets.extend(_bind_pair(address, port, shared=shared))
     except OSError as exc:
-        for sockets in lists:
-            for opened in sockets:
-                opened.close()
+        for opened in sockets:
+            opened.close()
         raise OSError(exc.errno, f"cannot listen on {text}: {exc.strerror}") from exc
-    return lists
+    return sockets
 
 
 def _bind_pair(address: str, port: int, *, shared: bool) -> tuple[socket.socket, socket.socket]:

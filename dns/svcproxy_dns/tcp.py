@@ -134,7 +134,7 @@ class TcpConnection(asyncio.Protocol):
             if response is not None:
                 self._transport.write(frame(response))
                 answered = True
-            if self._blocked:
+            if self._blocked:  # writing may have called pause_writing
                 return
         else:
             self._transport.pause_reading()

@@ -81,12 +81,11 @@ class DatedZone(RecordSink):
 
 
 class DnsWorker:
-    """Answers DNS from records. `sockets`: see `bind_listeners`; the worker owns them."""
+    """Answers DNS from records. The records stay; sockets may come and go with this process's turns to serve."""
 
     def __init__(
         self,
         config: DnsConfig,
-        sockets: Sequence[socket.socket],
         *,
         limits: TcpLimits = _DEFAULT_LIMITS,
         clock: Callable[[], float] = time.time,
@@ -102,15 +101,17 @@ class DnsWorker:
         self.answers = Answers(self._zone, self._rendered, int(clock()))
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
-        self._server = DnsServer(self.answers.respond, sockets, limits)
+        self._limits = limits
+        self._server = DnsServer(self.answers.respond, (), limits)
 
     @property
     def synced(self) -> bool:
         """Whether the worker knows all names; before, it answers SERVFAIL where it cannot know."""
         return self._zone.synced
 
-    async def start(self) -> None:
-        """Answer from now on."""
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
+        self._server = DnsServer(self.answers.respond, sockets, self._limits)
         await self._server.start()
 
     def sockets(self) -> list[socket.socket]:
@@ -122,8 +123,10 @@ class DnsWorker:
         self._server.release()
 
     async def drain(self, timeout: float) -> None:
-        """Release, and let TCP clients finish for up to `timeout` seconds."""
-        await self._server.drain(timeout)
+        """Release, let TCP clients finish for up to `timeout` seconds, and close what served until now."""
+        server = self._server
+        await server.drain(timeout)
+        server.close()
 
     def close(self) -> None:
         """End every connection and close the sockets."""

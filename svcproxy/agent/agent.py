@@ -53,6 +53,7 @@ from svcproxy.process.instance import GROUP_SOCKET_MODE, Instance, RunDirectory
 from svcproxy.process.sockets import Peer, listen_unix
 from svcproxy.process.state import SnapshotWriter, StateSnapshot, read_state
 from svcproxy.process.succession import Succession
+from svcproxy.process.supervision import read_status
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +292,10 @@ class Agent:
             self._lists_seen[kind] = max(stats.lists, 1)
 
     def _roles(self) -> list[api.Role]:
-        return []
+        return [
+            api.Role(each.name, each.state.value, each.pid, each.restarts, each.crash_loop, each.detail)
+            for each in read_status(self._run.supervisor_status)
+        ]
 
     # --- configuration
 

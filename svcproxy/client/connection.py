@@ -136,12 +136,19 @@ def find_instance(run_dir: Path, name: str = "") -> InstancePaths:
     return instances[0]
 
 
-def worker_sockets(instance: InstancePaths, role: str) -> list[Path]:
-    """The health sockets of an instance's workers of a role, such as `dns-0`, sorted."""
+def worker_instances(run_dir: Path, role: str, name: str = "") -> list[InstancePaths]:
+    """One instance of each worker process of a role, chosen as by `find_instance`.
+
+    A worker process has a run directory of its own, `<run_dir>/<role>-<number>`; one without an instance is left over
+    from a time with more workers. Raises `ClientError` if there is no instance at all.
+    """
     try:
-        return sorted((instance.path / "workers").glob(f"{role}-*.health.sock"))
+        directories = sorted(each for each in run_dir.glob(f"{role}-*") if RunDirectory(each).instances())
     except PermissionError as exc:
-        raise ClientError(_not_allowed(instance.path)) from exc
+        raise ClientError(_not_allowed(run_dir)) from exc
+    if not directories:
+        raise ClientError(f"no {role} worker runs under {run_dir}")
+    return [find_instance(directory, name) for directory in directories]
 
 
 def _not_allowed(path: Path) -> str:

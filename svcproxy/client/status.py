@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from svcproxy import api
-from svcproxy.client.connection import ClientError, StatusClient, find_instance, worker_sockets
+from svcproxy.client.connection import StatusClient, find_instance, worker_instances
 from svcproxy.client.console import Console, Table, console, duration, milliseconds
 from svcproxy.errors import ConfigError, Problem
 
@@ -36,16 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _probe(run_dir: Path, name: str, role: str, probe: str) -> int:
     """0 if every process of the role says yes, else 1 with the reasons on standard error."""
-    instance = find_instance(run_dir, name)
-    sockets = [instance.admin_socket] if role == AGENT else worker_sockets(instance, role)
-    if not sockets:
-        raise ClientError(f"no {role} worker of instance {instance.name} has opened its health socket")
+    instances = [find_instance(run_dir, name)] if role == AGENT else worker_instances(run_dir, role, name)
     failed = 0
-    for socket in sockets:
-        answer = StatusClient(socket, PROBE_TIMEOUT).ask(f"/{probe}")
+    for instance in instances:
+        answer = StatusClient(instance.admin_socket, PROBE_TIMEOUT).ask(f"/{probe}")
         if answer.status != http.client.OK:
             failed += 1
-            sys.stderr.write(f"{socket.name}: {probe}: {answer.status}: {_reasons(answer.body)}\n")
+            where = instance.admin_socket.relative_to(run_dir)
+            sys.stderr.write(f"{where}: {probe}: {answer.status}: {_reasons(answer.body)}\n")
     return 1 if failed else 0
 
 

@@ -265,7 +265,9 @@ class ConfigFollower:
         on_change: Callable[[Config, Config], None],
         on_error: Callable[[ConfigError], None],
     ) -> None:
-        """`on_change(old, new)` is called for a good configuration that differs, `on_error` for a bad one."""
+        """`on_error` is called for a bad configuration, `on_change(old, new)` for a good one: when it differs, or, with
+        two equal ones, when a bad one was put right again.
+        """
         self.current = current
         self.error: ConfigError | None = None
         """What is wrong with the files as they are now; `current` stays in force."""
@@ -282,8 +284,8 @@ class ConfigFollower:
                 self.error = exc
                 self._on_error(exc)
             return
-        self.error = None
-        if new != self.current:
+        recovered, self.error = self.error is not None, None
+        if recovered or new != self.current:
             old, self.current = self.current, new
             self._on_change(old, new)
 

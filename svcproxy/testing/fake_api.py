@@ -13,7 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -193,7 +193,7 @@ class FakeApiServer:
     _runner: web.AppRunner | None = None
     _port: int = 0
 
-    async def __aenter__(self) -> "FakeApiServer":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -68,8 +68,7 @@ class DnsTenant:
                 taken.close()
         missing = wanted - {socket_name(each).partition("/")[2] for each in sockets}
         if missing:
-            shared = self._config.dns.workers > 1
-            sockets += bind_listeners(sorted(missing), shared=shared)
+            sockets += bind_listeners(sorted(missing), shared=self._config.dns.workers > 1)
         await self._worker.start(sockets)
         log.info("answering", extra={"listen": ", ".join(sorted({socket_name(each) for each in sockets}))})
 
@@ -118,9 +117,7 @@ class DnsRole:
             work = {
                 "feed": self._feed.run(),
                 "config": self._follow_config(),
-                "succession": succession.run(
-                    self._warm, lambda: DnsTenant(self._config, self._worker, group)
-                ),
+                "succession": succession.run(self._warm, lambda: DnsTenant(self._config, self._worker, group)),
             }
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
             patience = loop.call_later(WARM_TIMEOUT, self._warm.set)
@@ -191,7 +188,6 @@ class DnsRole:
             self._stopping.set()
             return
         self._config = new
-        self._worker.set_ttl(new.dns.ttl)
         logs.configure(new.log, "dns")
         if changed:
             log.info("configuration changed", extra={"keys": ", ".join(changed)})

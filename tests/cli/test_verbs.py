@@ -174,7 +174,7 @@ def test_the_only_instance_is_asked_while_it_waits(run_dir: Path) -> None:
             False,
             "readyz",
             1,
-            "admin.sock: readyz: 503: nothing has been programmed completely yet\n",
+            "instances/7-100/admin.sock: readyz: 503: nothing has been programmed completely yet\n",
             id="starting",
         ),
     ],
@@ -198,21 +198,21 @@ def test_probes_of_the_agent(
     assert (captured.out, captured.err) == ("", reason)
 
 
-def test_probes_of_the_dns_workers_ask_every_worker(
-    instance: Instance, run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_probes_of_the_dns_workers_ask_every_worker(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["status", "--run-dir", str(run_dir), "--role", "dns", "--probe", "readyz"]
     assert main(command) == 1
-    assert capsys.readouterr().err == "svcproxy: no dns worker of instance 7-100 has opened its health socket\n"
-    workers = instance.paths.path / "workers"
+    assert capsys.readouterr().err == f"svcproxy: no dns worker runs under {run_dir}\n"
+    first, second = (RunDirectory(run_dir / worker).open_instance("w") for worker in ("dns-0", "dns-1"))
     waiting = example_state()
     waiting.holds_node = False
-    with serving(example_state(), workers / "dns-0.health.sock"):
-        assert main(command) == 0
-        with serving(waiting, workers / "dns-1.health.sock"):
+    with serving(example_state(), first.paths.admin_socket):
+        with serving(waiting, second.paths.admin_socket):
             assert main(command) == 1
+        second.close()
+        assert main(command) == 0, "a directory without an instance is left over"
+    first.close()
     assert capsys.readouterr().err == (
-        "dns-1.health.sock: readyz: 503: waiting for the node: another instance holds it\n"
+        "dns-1/instances/w/admin.sock: readyz: 503: waiting for the node: another instance holds it\n"
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -48,7 +48,16 @@ class AgentProcess:
         self._instance = instance
         self._command = [
             *prefix,
-            *(sys.executable, "-m", "svcproxy", "agent", "--node-name", NODE, "--config", str(directory / "config.yaml")),
+            *(
+                sys.executable,
+                "-m",
+                "svcproxy",
+                "agent",
+                "--node-name",
+                NODE,
+                "--config",
+                str(directory / "config.yaml"),
+            ),
             *("--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir), *arguments),
         ]
         config = directory / "config.yaml"
@@ -65,7 +74,7 @@ class AgentProcess:
             )
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "AgentProcess":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -173,10 +182,11 @@ class ChaosProxy:
         self._upstream = (host, port)
         self._connections: set[asyncio.StreamWriter] = set()
         self.refusing = False
-        self.silent = False
-        """Connections stay open and carry nothing to the client any more."""
+        self.speaking = asyncio.Event()
+        """While it is not set, connections stay open and carry nothing to the client."""
+        self.speaking.set()
 
-    async def __aenter__(self) -> "ChaosProxy":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -219,8 +229,8 @@ class ChaosProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, towards_client: bool) -> None:
         while data := await reader.read(1 << 14):
-            while self.silent and towards_client:
-                await asyncio.sleep(0.05)
+            if towards_client:
+                await self.speaking.wait()
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError
@@ -297,7 +307,9 @@ class Population:
         self._rng.choice([self.create, self.change, self.change, self.delete])()
 
     def _addresses(self) -> list[str]:
-        return [f"10.200.{self._rng.randrange(256)}.{self._rng.randrange(1, 255)}" for _ in range(self._rng.randrange(4))]
+        return [
+            f"10.200.{self._rng.randrange(256)}.{self._rng.randrange(1, 255)}" for _ in range(self._rng.randrange(4))
+        ]
 
     def _call(self, method: str, path: str, body: Any = None) -> None:
         """Try until an API server has done it: they are being killed meanwhile."""
@@ -307,9 +319,10 @@ class Population:
                 self._plane.request(method, path, body, server=self.server)
             except OSError as exc:  # HTTPError is one
                 code = getattr(exc, "code", None)
-                if code == 409 and method == "POST" or code == 404 and method == "DELETE":
+                if (code == 409 and method == "POST") or (code == 404 and method == "DELETE"):
                     return
-                assert time.monotonic() < deadline, f"{method} {path}: {exc}"
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(0.05)
             else:
                 return

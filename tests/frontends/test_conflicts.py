@@ -49,7 +49,7 @@ def test_winner_and_losers(services: list[Service], order: list[str]) -> None:
             world.apply(one)
         conflict = world.builder.conflicts[EXTERNAL]
         assert world.table.frontends[EXTERNAL].service_port == conflict.winner
-        assert [port.service for port in (conflict.winner, *conflict.losers) if port is not None] == order
+        assert [port.service for port in (world.table.frontends[EXTERNAL].service_port, *conflict.losers)] == order
 
 
 def test_a_conflict_is_reported_when_it_begins_changes_and_ends() -> None:

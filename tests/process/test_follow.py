@@ -282,7 +282,7 @@ def test_a_bad_configuration_leaves_the_old_one_in_force(tmp_path: Path) -> None
     write("log: {level: debug}\n")
     write("bogus: 1\n")
     assert len(told.errors) == 4, "an error that comes back is told again"
-    assert len(told.changes) == 1
+    assert [old == new for old, new in told.changes] == [False, True], "so is that it went"
 
 
 async def test_the_configuration_file_is_followed(tmp_path: Path) -> None:

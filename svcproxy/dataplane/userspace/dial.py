@@ -29,7 +29,7 @@ class Switchboard(Protocol):
         ...
 
     def connected(self, dial: "Dial", backend: socket.socket) -> None:
-        """`backend` is connected; it and `dial.client` have a new owner."""
+        """`backend` is connected; it and `dial.client` have a new owner, who watches them."""
         ...
 
     def ended(self, flow: "Dial") -> None:
@@ -127,7 +127,6 @@ class Dial:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0:
             self._failed()
             return
-        self._board.poller.forget(sock)
         self._attempt = None
         self._end_attempt()
         self._board.connected(self, sock)

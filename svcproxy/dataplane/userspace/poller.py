@@ -35,9 +35,12 @@ class Poller:
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def watch(self, sock: socket.socket, interest: int, callback: Callback) -> None:
-        """Call `callback` on the events of `interest`. Each socket is watched once."""
+        """Call `callback` on the events of `interest`, from now on in place of what was watched for before."""
         descriptor = sock.fileno()
-        self._epoll.register(descriptor, interest)
+        if descriptor in self._callbacks:
+            self._epoll.modify(descriptor, interest)
+        else:
+            self._epoll.register(descriptor, interest)
         self._callbacks[descriptor] = callback
 
     def change(self, sock: socket.socket, interest: int) -> None:

@@ -111,8 +111,7 @@ def accept_datagrams(sock: socket.socket) -> None:
 
 def open_towards(ip: str, protocol: Protocol) -> socket.socket:
     """A non-blocking socket for a flow to a backend. Raises OSError."""
-    sock = socket.socket(family_constant(ip), _TYPES[protocol])
-    sock.setblocking(False)
+    sock = socket.socket(family_constant(ip), _TYPES[protocol] | socket.SOCK_NONBLOCK)
     if protocol is Protocol.TCP:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

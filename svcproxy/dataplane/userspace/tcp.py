@@ -185,8 +185,12 @@ class TcpListener:
             self._state = ListenerState.REFUSING
 
     def release(self) -> None:
-        """Stop taking connections and leave those that wait to the process that has the socket too."""
+        """Leave the socket, with the connections that wait in it, to the process that has it too.
+
+        Our descriptor is closed: as long as it were open, the other process could not give the address up.
+        """
         self._stop_watching()
+        self._engine.poller.close_socket(self.sock)
         self._state = ListenerState.RELEASED
 
     def close(self) -> None:
