@@ -185,7 +185,7 @@ class ServiceSummary(Answer, frozen=True, rename="camel"):
     namespace: str
     name: str
     type: str
-    cluster_ips: tuple[str, ...]
+    cluster_ips: tuple[str, ...] = msgspec.field(name="clusterIPs")
     """`None` for a headless Service."""
     external: tuple[str, ...]
     """External and load-balancer addresses, or the external name."""

@@ -31,4 +31,4 @@ def test_every_key_of_every_answer_is_listed() -> None:
 
 def test_keys_are_in_camel_case() -> None:
     keys = [field.encode_name for each in ANSWERS.values() for field in msgspec.structs.fields(each)]
-    assert all(re.fullmatch(r"[a-z]+([A-Z][a-z0-9]*)*", key) for key in keys)
+    assert all(re.fullmatch(r"[a-z][a-z0-9]*([A-Z]+[a-z0-9]*)*", key) for key in keys)

@@ -140,8 +140,8 @@ async def test_services_as_kubectl_shows_them(client: aiohttp.ClientSession) -> 
     assert rows["docs"]["external"] == ["docs.example.org"]
     assert rows["docs"]["age"] is None
     assert rows["edge"]["external"] == ["198.51.100.7"]
-    assert rows["edge"]["clusterIps"] == ["10.96.0.20"]
-    assert rows["web-metrics"]["clusterIps"] == ["None"]
+    assert rows["edge"]["clusterIPs"] == ["10.96.0.20"]
+    assert rows["web-metrics"]["clusterIPs"] == ["None"]
 
 
 async def test_one_service_with_frontends_and_endpoints(client: aiohttp.ClientSession) -> None:
