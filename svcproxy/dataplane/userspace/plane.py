@@ -31,6 +31,8 @@ from svcproxy.model.meta import Protocol
 
 SETTLED_PER_TURN = 64
 """Frontends opened, closed or checked before the loop gets its turn."""
+REPLY_GRACE = 5.0
+"""Seconds that UDP sessions may still get replies after their sockets were handed over."""
 SWEEP_INTERVAL = 1.0
 """Seconds between two looks for UDP sessions and affinities that timed out."""
 
@@ -168,12 +170,18 @@ class UserspaceDataplane:
     def release(self) -> None:
         """Leave the bound sockets to the instance that has them too: nothing is accepted, read or closed any more.
 
-        What waits in them stays there. Established connections and UDP sessions go on; later changes of the table
-        reach these only.
+        What waits in them stays there. Established connections go on. UDP sessions pass replies on for `REPLY_GRACE`;
+        then the descriptors of their sockets are closed too, so that the other instance can give an address up.
         """
         self._frozen = True
         for listener in self._listeners.values():
             listener.release()
+        self._loop.call_later(REPLY_GRACE, self._close_udp)
+
+    def _close_udp(self) -> None:
+        for listener in self._listeners.values():
+            if isinstance(listener, UdpListener):
+                listener.close()
 
     def expire(self) -> None:
         """End what timed out by now. Called every `SWEEP_INTERVAL`."""

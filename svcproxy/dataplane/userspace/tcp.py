@@ -166,7 +166,7 @@ class TcpListener:
     @property
     def lost(self) -> bool:
         """Whether somebody else closed the socket."""
-        return self._state is not ListenerState.CLOSED and self.sock.fileno() < 0
+        return self._state not in (ListenerState.CLOSED, ListenerState.RELEASED) and self.sock.fileno() < 0
 
     def serve(self) -> None:
         """Take connections. Raises OSError when somebody else listens there."""
@@ -195,6 +195,8 @@ class TcpListener:
 
     def close(self) -> None:
         """Give the address up."""
+        if self._state is ListenerState.RELEASED:
+            return
         self._stop_watching()
         self._engine.poller.close_socket(self.sock)
         self._state = ListenerState.CLOSED
