@@ -151,7 +151,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: FilePath = "/var/lib/svcproxy"
     """What survives a restart."""
     shutdown_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
-    """Time for established connections to end after SIGTERM."""
+    """Time for established connections to end after SIGTERM. `svcproxy run` kills soon after the value of its start."""
     kube: KubeConfig = KubeConfig()
     dataplane: DataplaneConfig = DataplaneConfig()
     dns: DnsConfig = DnsConfig()
@@ -160,9 +160,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: StateConfig = StateConfig()
 
 
-LIVE: frozenset[str] = frozenset(
-    {"shutdown_timeout", "dataplane.resync_interval", "log.level", "log.format", "state.write_interval"}
-)
+LIVE: frozenset[str] = frozenset({"shutdown_timeout", "dataplane.resync_interval", "log.level", "log.format"})
 """Keys that take effect without a restart when the file changes; every other key needs one."""
 
 

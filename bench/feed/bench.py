@@ -28,7 +28,8 @@ from typing import Any
 import uvloop
 
 from svcproxy.feed.client import FeedClient
-from svcproxy.feed.codec import NAMES, SourceState
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.frames import SourceState
 from svcproxy.feed.publisher import Acknowledged, Publisher, SubscriptionState
 from svcproxy.feed.server import FeedServer
 from svcproxy.feed.subscriber import FeedState, Subscriber

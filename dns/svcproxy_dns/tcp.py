@@ -134,8 +134,8 @@ class TcpConnection(asyncio.Protocol):
             if response is not None:
                 self._transport.write(frame(response))
                 answered = True
-            if self._blocked:  # writing may have called pause_writing
-                return
+            if self._blocked:
+                return  # type: ignore[unreachable]  # writing may have called pause_writing
         else:
             self._transport.pause_reading()
             self._answering = True

@@ -34,7 +34,8 @@ from svcproxy.agent.tenancy import AgentTenant, Parts, check_mode
 from svcproxy.config import LIVE, Config, changed_keys
 from svcproxy.dataplane.contract import Dataplane
 from svcproxy.errors import ConfigError, StateError
-from svcproxy.feed.codec import NAMES, SourceState
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.frames import SourceState
 from svcproxy.feed.publisher import Publisher
 from svcproxy.feed.server import FeedServer
 from svcproxy.frontends.builder import FrontendBuilder

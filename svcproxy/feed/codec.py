@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of the feed: their types, their octets, and how a stream is cut into them. Performs no I/O.
+"""Frames of the feed as octets, and how a stream is cut into them. Performs no I/O.
 
 A frame is a length of four octets, big endian, not counting itself, and that many octets of msgpack: one array whose
 first element is the frame's tag. Records travel inside as msgpack arrays that only their topic can read, so that a new
@@ -8,11 +8,12 @@ topic changes no frame. Every failure is a `FeedError`.
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from svcproxy.errors import FeedError
+from svcproxy.feed.frames import AgentFrame, ClientFrame, Delta, SnapshotChunk
 from svcproxy.names.records import Record
 
 PROTOCOL_VERSION: Final = 1
@@ -32,92 +33,6 @@ R = TypeVar("R")
 
 _MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises; msgspec 0.22 lets the second through for text that is no UTF-8."""
-
-
-class Hello(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="hello"):
-    """Worker, first frame: what it wants and what it has."""
-
-    version: int
-    topic: str
-    epoch: str
-    """Epoch of the position held, empty if it cannot be resumed from."""
-    revision: int
-    holding: bool
-    """Whether a whole set is held, be it resumable or not."""
-    name: str
-    pid: int
-
-
-class Ack(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ack"):
-    """Worker: every revision up to this one is in force."""
-
-    revision: int
-
-
-class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="pong"):
-    """Worker: the answer to a Ping."""
-
-
-class Welcome(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="welcome"):
-    """Agent, first frame."""
-
-    epoch: str
-    revision: int
-    """What the agent has published."""
-    resumed: bool
-    """Whether deltas follow from the worker's revision on; else a snapshot follows, at once or when there is one."""
-
-
-class SnapshotBegin(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="begin"):
-    """Agent: a whole set follows, in chunks, with deltas from `revision + 1` on between them."""
-
-    revision: int
-
-
-class SnapshotChunk(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="chunk"):
-    """Agent: some records of the snapshot."""
-
-    records: msgspec.Raw
-
-
-class SnapshotEnd(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="end"):
-    """Agent: the snapshot is complete; with the deltas so far it is the set at `revision`. The rest is to be swept."""
-
-    revision: int
-
-
-class Delta(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="delta"):
-    """Agent: the change that leads to `revision`, or a part of it."""
-
-    revision: int
-    more: bool
-    """Further parts of the same revision follow; it is reached with the last one. Additions come before removals."""
-    added: msgspec.Raw
-    removed: msgspec.Raw
-
-
-class SourceState(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="source"):
-    """Agent: how good the published set is, once everything published before has been sent."""
-
-    synced: bool = False
-    """Complete lists have come from the source in this agent's life."""
-    stale: bool = False
-    """The set may be behind: the source is out of reach, or, before `synced`, the set was restored from disk."""
-    since: float = 0.0
-    """Wall-clock seconds since when it may be behind; 0 while it is not."""
-
-    @property
-    def servable(self) -> bool:
-        """Whether there is a complete set at all."""
-        return self.synced or self.stale
-
-
-class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="ping"):
-    """Agent: a sign of life that asks for one."""
-
-
-ClientFrame = Hello | Ack | Pong
-AgentFrame = Welcome | SnapshotBegin | SnapshotChunk | SnapshotEnd | Delta | SourceState | Ping
 
 
 class Topic(Generic[R]):
@@ -212,7 +127,7 @@ class FrameReader:
             yield payload
 
 
-class EncodedRecords(msgspec.Struct, frozen=True, gc=False):
+class EncodedRecords(NamedTuple):
     """Frames made of records, and how many records were too large for one."""
 
     frames: tuple[bytes, ...]

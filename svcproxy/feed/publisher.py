@@ -26,21 +26,14 @@ from svcproxy.feed.codec import (
     CLIENT_FRAME_LIMIT,
     NAME_LIMIT,
     PROTOCOL_VERSION,
-    Ack,
     FrameReader,
-    Hello,
-    Ping,
-    Pong,
-    SnapshotBegin,
-    SnapshotEnd,
-    SourceState,
     Topic,
-    Welcome,
     decode_client_frame,
     encode_chunk,
     encode_delta,
     encode_frame,
 )
+from svcproxy.feed.frames import Ack, Hello, Ping, Pong, SnapshotBegin, SnapshotEnd, SourceState, Welcome
 
 LOG_DELTAS: Final = 8192
 """Changes kept for those who are behind or come back."""

@@ -16,10 +16,15 @@ from svcproxy.feed.codec import (
     CHUNK_RECORDS,
     FRAME_LIMIT,
     PROTOCOL_VERSION,
+    FrameReader,
+    Topic,
+    decode_agent_frame,
+    encode_frame,
+)
+from svcproxy.feed.frames import (
     Ack,
     AgentFrame,
     Delta,
-    FrameReader,
     Hello,
     Ping,
     Pong,
@@ -27,10 +32,7 @@ from svcproxy.feed.codec import (
     SnapshotChunk,
     SnapshotEnd,
     SourceState,
-    Topic,
     Welcome,
-    decode_agent_frame,
-    encode_frame,
 )
 
 SLICE_RECORDS: Final = CHUNK_RECORDS

@@ -14,11 +14,18 @@ from svcproxy.feed.codec import (
     CLIENT_FRAME_LIMIT,
     FRAME_LIMIT,
     NAMES,
+    FrameReader,
+    decode_agent_frame,
+    decode_client_frame,
+    encode_chunk,
+    encode_delta,
+    encode_frame,
+)
+from svcproxy.feed.frames import (
     Ack,
     AgentFrame,
     ClientFrame,
     Delta,
-    FrameReader,
     Hello,
     Ping,
     Pong,
@@ -27,11 +34,6 @@ from svcproxy.feed.codec import (
     SnapshotEnd,
     SourceState,
     Welcome,
-    decode_agent_frame,
-    decode_client_frame,
-    encode_chunk,
-    encode_delta,
-    encode_frame,
 )
 from svcproxy.model.meta import Protocol
 from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord

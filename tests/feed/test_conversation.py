@@ -7,7 +7,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from svcproxy.feed.codec import NAMES, SourceState
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.frames import SourceState
 from svcproxy.feed.publisher import Publisher, SubscriptionState
 from svcproxy.feed.subscriber import Phase
 from svcproxy.names.records import Record

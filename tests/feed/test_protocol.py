@@ -5,8 +5,8 @@ import msgspec
 import pytest
 
 from svcproxy.errors import FeedError
-from svcproxy.feed.codec import (
-    NAMES,
+from svcproxy.feed.codec import NAMES, encode_frame
+from svcproxy.feed.frames import (
     Ack,
     AgentFrame,
     ClientFrame,
@@ -19,7 +19,6 @@ from svcproxy.feed.codec import (
     SnapshotEnd,
     SourceState,
     Welcome,
-    encode_frame,
 )
 from svcproxy.feed.subscriber import ACCEPTED, Phase
 from tests.feed.world import LIVE, Agent, Wire, record

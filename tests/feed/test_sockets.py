@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from svcproxy.feed.client import FeedClient
-from svcproxy.feed.codec import NAMES, Ack, Hello, encode_frame
+from svcproxy.feed.codec import NAMES, encode_frame
+from svcproxy.feed.frames import Ack, Hello
 from svcproxy.feed.publisher import SubscriptionState
 from svcproxy.feed.server import CONNECTIONS_MAX, FeedServer
 from svcproxy.feed.subscriber import FeedState, Phase, Subscriber

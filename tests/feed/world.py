@@ -4,7 +4,8 @@
 from collections.abc import Iterator, Sequence
 
 from svcproxy.errors import FeedError
-from svcproxy.feed.codec import NAMES, SourceState
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.frames import SourceState
 from svcproxy.feed.publisher import Acknowledged, Publisher, Subscription
 from svcproxy.feed.subscriber import Phase, Subscriber
 from svcproxy.names.records import NamespaceRecord, Record
