@@ -142,9 +142,10 @@ class TcpConnection(asyncio.Protocol):
             self._loop.call_soon(self._answer)
             return
         self._transport.resume_reading()
-        if answered:
-            limits = self._state.limits
-            self._expire_after(limits.message if self._reader.pending else limits.idle)
+        if not self._reader.pending:
+            self._expire_after(self._state.limits.idle)
+        elif answered:
+            self._expire_after(self._state.limits.message)
         self._close_if_done()
 
     def _close_if_done(self) -> None:
