@@ -87,6 +87,7 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is balanced, and how."""
 
     mode: DataplaneMode = DataplaneMode.AUTO
+    """Which data plane serves. `auto`: the best one that works here, today `userspace`; `none`: DNS alone."""
     cluster_cidrs: tuple[Cidr, ...] = ()
     """Sources that are pods: externalTrafficPolicy Local does not bind them. Empty: the Node's podCIDRs."""
     node_port_addresses: tuple[NodePortAddresses, ...] = ("primary",)
@@ -130,6 +131,7 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe records that are written."""
     format: LogFormat = LogFormat.LOGFMT
+    """How a record is written, one line each."""
 
 
 class StateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -111,7 +111,7 @@ def line_of(root: Value | None, path: Path) -> int:
 
 
 def read(octets: bytes, file: str) -> list[Document]:
-    """Every document of a text that is more than comments. Raises nothing: what is wrong is in `problems`."""
+    """Every document of a text that holds something. Raises nothing: what is wrong is in `problems`."""
     if len(octets) > OCTETS_MAX:
         return [_unreadable(file, 1, f"larger than {OCTETS_MAX >> 20} MiB")]
     try:
@@ -153,11 +153,12 @@ def _read_one(text: str, line: int, file: str) -> Document | None:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         parts = (part for part in (exc.context, exc.problem) if part)
-        return _unreadable(file, line + (mark.line if mark is not None else 0), ", ".join(parts))
+        last = text.rstrip().count("\n")
+        return _unreadable(file, line + (min(mark.line, last) if mark is not None else 0), ", ".join(parts))
     except yaml.reader.ReaderError as exc:
         before = text.encode()[: exc.position]
         return _unreadable(file, line + before.count(b"\n"), "a character that is not allowed in YAML")
-    if builder.root is None:
+    if builder.root is None or builder.root.content is None:
         return None
     return Document(file, line, builder.root, builder.problems())
 
@@ -233,7 +234,7 @@ class _Builder:
         content: Scalar = event.value
         if event.tag is not None and event.tag != "!":
             content = self._tagged(event, line)
-        elif event.implicit[0]:
+        elif event.implicit[0] and event.tag is None:
             content = plain(event.value)
         self._place(Value(line, content), 1, event.anchor, line)
 

@@ -133,8 +133,6 @@ def _read_file(path: str) -> tuple[Document, list[Problem]]:
     problems = [Problem("a second document, one is expected", path, other.line) for other in documents[1:]]
     if documents[0].root is None:
         return nothing, [*documents[0].problems, *problems]
-    if documents[0].root.content is None:
-        return nothing, problems
     return documents[0], problems
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows that `docs/reference/config.md` must hold, made from the configuration tree itself.
 
-`python tests/config_reference.py` prints the tables.
+`python -m tests.config_reference` prints the tables.
 """
 
 import ast
@@ -99,7 +99,8 @@ def _type(info: mi.Type) -> str:
             return "boolean"
         case mi.StrType():
             return "text"
-    raise TypeError(info)
+        case _:
+            raise TypeError(info)
 
 
 def _range(info: Any) -> str:

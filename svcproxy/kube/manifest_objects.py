@@ -80,8 +80,6 @@ def items(document: Document) -> Iterator[Item]:
         yield Bad(None, None, document.problems)
         return
     content = document.root.content
-    if content is None:
-        return
     api_version, kind = _text(document.root, "apiVersion"), _text(document.root, "kind")
     if not isinstance(content, dict) or not api_version or not kind:
         problem = document.problem("not a Kubernetes object: it needs apiVersion and kind")

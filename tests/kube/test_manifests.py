@@ -233,7 +233,7 @@ def test_check_lists_everything_that_is_wrong(tmp_path: Path) -> None:
     assert [report.reason.removeprefix(f"{tmp_path}/").split(" ")[0] for report in check(str(tmp_path))] == [
         "a.yaml:3:",
         "a.yaml:9:",
-        "b.yaml:2:",
+        "b.yaml:1:",
     ]
     assert [report.reason for report in check("/nowhere")] == ["/nowhere: cannot be read: No such file or directory"]
 
