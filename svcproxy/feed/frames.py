@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frames of the feed, as structs; their octets are `svcproxy.feed.codec`'s business.
 
-They have a module of their own because that one may be compiled: mypyc drops the keywords of a struct's class statement.
+They have a module of their own because that one may be compiled: mypyc drops the keywords of a struct's class
+statement.
 """
 
 import msgspec

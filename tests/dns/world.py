@@ -79,7 +79,9 @@ OBJECTS: tuple[Object, ...] = (
     external("ipname", "192.0.2.7"),
     service("big", "None", ports=[port(80, "p")]),
     *(
-        endpoint_slice(f"big-{part}", "big", *(endpoint(f"10.245.{part}.{low}") for low in range(100)), ports=[("p", 80)])
+        endpoint_slice(
+            f"big-{part}", "big", *(endpoint(f"10.245.{part}.{low}") for low in range(100)), ports=[("p", 80)]
+        )
         for part in range(2)
     ),
 )  # fmt: skip
