@@ -58,7 +58,11 @@ OBJECTS: tuple[Object, ...] = (
     ),
     endpoint_slice("hl-2", "hl", endpoint("10.244.2.1", hostname="db-0"), ports=_DB),
     endpoint_slice(
-        "hl-3", "hl", endpoint("fd00:244::1", hostname="db-0"), endpoint("fd00:244:0:0:1::"), ports=_DB,
+        "hl-3",
+        "hl",
+        endpoint("fd00:244::1", hostname="db-0"),
+        endpoint("fd00:244:0:0:1::"),
+        ports=_DB,
         kind=AddressType.IPV6,
     ),
     service("down", "None", ports=[port(5432, "db")]),
@@ -84,7 +88,7 @@ OBJECTS: tuple[Object, ...] = (
         )
         for part in range(2)
     ),
-)  # fmt: skip
+)
 
 
 def records() -> list[Record]:
