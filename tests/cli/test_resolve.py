@@ -43,13 +43,25 @@ def answer(query: dns.message.Message, *, cut: bool) -> bytes:
     return response.to_wire()
 
 
+@contextlib.contextmanager
+def same_port_twice() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A UDP and a TCP socket of one port. The kernel chooses ports of the two apart, so a free pair is looked for."""
+    for _ in range(50):
+        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            try:
+                udp.bind(tcp.getsockname())
+            except OSError:
+                continue
+            yield udp, tcp
+            return
+    raise AssertionError("no port is free for both UDP and TCP")
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
     """ADDRESS:PORT of a DNS server over UDP and TCP that also sends a stray answer with another ID first."""
     with contextlib.ExitStack() as sockets:
-        udp = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        udp.bind(("127.0.0.1", 0))
-        tcp = sockets.enter_context(socket.create_server(udp.getsockname()))
+        udp, tcp = sockets.enter_context(same_port_twice())
 
         def serve_udp() -> None:
             while octets := (received := udp.recvfrom(4096))[0]:
