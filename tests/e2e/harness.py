@@ -130,6 +130,11 @@ class AgentProcess:
         except (ClientError, OSError):
             return {}
 
+    def ready_pid(self) -> int:
+        """The pid of the agent if it is ready, else 0."""
+        status = self.get("/v1/status")
+        return int(status["pid"]) if status and status["readiness"]["ready"] else 0
+
     async def ready(self) -> None:
         """Return once the agent is ready. Fails with its log if it ends."""
 

@@ -72,9 +72,10 @@ async def cause_trouble(plane: ControlPlane, proxy: ChaosProxy, agent: AgentProc
 async def watch_steady(agent: AgentProcess, steady: dict[str, str], missing: list[tuple[str, str]]) -> None:
     """Look again and again, and note every steady endpoint that is not there."""
     while True:
+        before = await asyncio.to_thread(agent.ready_pid)
         found = await asyncio.to_thread(agent.frontends)
         backends = dict(found.values())
-        if found:  # nobody answers while the agent is being started
+        if before and before == await asyncio.to_thread(agent.ready_pid):  # else it is being started
             missing += [
                 (name, address)
                 for name, address in steady.items()
@@ -160,9 +161,9 @@ async def test_a_second_instance_takes_the_node_and_gives_it_back_when_it_dies(
         AgentProcess(tmp_path, *arguments, instance="old") as old,
         AgentProcess(tmp_path, *arguments, instance="new") as new,
     ):
-        await eventually(lambda: bool(old.readiness().get("ready") or new.readiness().get("ready")), "one is ready")
-        await eventually(lambda: sum(bool(each.readiness().get("ready")) for each in (old, new)) == 1, "only one is")
-        holder, waiting = (old, new) if old.readiness()["ready"] else (new, old)
+        await eventually(lambda: bool(old.readiness() and new.readiness()), "both live")
+        await eventually(lambda: sum(bool(each.ready_pid()) for each in (old, new)) == 1, "one of them is ready")
+        holder, waiting = (old, new) if old.ready_pid() else (new, old)
         await eventually(lambda: waiting.readiness().get("waiting") is True, "the other one waits")
         holder.kill()
         await eventually(lambda: bool(waiting.readiness().get("ready")), "the other one takes the node")
