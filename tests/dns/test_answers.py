@@ -8,7 +8,7 @@ import dns.flags
 import dns.message
 import pytest
 
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, ServiceRecord
 from svcproxy_dns.rendered import TCP
 from svcproxy_dns.zone import PodNames
 from tests.dns.world import (
@@ -230,8 +230,10 @@ def test_flags_are_those_of_an_authority_without_recursion(client: Client) -> No
 )
 @pytest.mark.parametrize("name", ["big", "bigalias"])
 def test_large_answers(client: Client, name: str, payload: int | None, transport: int, limit: int, count: int) -> None:
-    edns = {} if payload is None else {"use_edns": 0, "payload": payload}
-    query = dns.message.make_query(f"{name}.shop.svc.cluster.local.", "A", **edns).to_wire()
+    asked = dns.message.make_query(f"{name}.shop.svc.cluster.local.", "A")
+    if payload is not None:
+        asked.use_edns(0, payload=payload)
+    query = asked.to_wire()
     for _ in range(3):
         response = client.core.respond(query, transport)
         assert response is not None
@@ -335,7 +337,7 @@ def test_kept_negative_answers_carry_the_serial_in_force() -> None:
 
 
 def test_endpoints_named_after_pods() -> None:
-    held = [
+    held: list[Record] = [
         ServiceRecord("shop", "hl"),
         EndpointRecord("shop", "hl", "10.0.0.1", pod="web-1"),
         EndpointRecord("shop", "hl", "10.0.0.2", "host", "web-2"),
@@ -378,7 +380,7 @@ def test_only_answers_about_a_bounded_number_of_names_are_kept(qname: str, kept:
 
 def test_queries_with_options_are_not_kept() -> None:
     client = Client(synced_zone(records()))
-    options = [dns.edns.GenericOption(10, bytes(8))]
+    options: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, bytes(8))]
     response = client.exchange(dns.message.make_query(WEB, "A", use_edns=0, options=options))
     assert addresses(response) == ["10.96.10.1"]
     assert response.options == (), "B19: an option is not reflected"

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every test: properties have no wall-clock deadline, for the machine may be busy with something else."""
+
+from hypothesis import settings
+
+settings.register_profile("svcproxy", deadline=None)
+settings.load_profile("svcproxy")
