@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: properties have no wall-clock deadline, for the machine may be busy with something else."""
+"""What holds for every test: properties have no wall-clock deadline: the machine may be busy."""
 
 from hypothesis import settings
 
