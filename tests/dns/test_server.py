@@ -223,50 +223,45 @@ async def test_a_client_that_does_not_read_is_closed_and_blocks_nobody() -> None
         return message * 30000
 
     limits = TcpLimits(idle=30, message=30, write=SOON)
-    async with serving(long, limits=limits) as (server, host, port):
-        async with connected(host, port) as (_, deaf):
-            deaf.transport.pause_reading()  # type: ignore[attr-defined]  # a StreamWriter's transport reads too
-            deaf.write(frame(b"ab") * 2000)
-            async with connected(host, port) as (reader, writer):
-                writer.write(frame(b"c"))
-                assert await read_message(reader) == b"c" * 30000
-            while not server.expired:
-                await asyncio.sleep(SOON / 4)
-            assert server.connections == 0
+    async with serving(long, limits=limits) as (server, host, port), connected(host, port) as (_, deaf):
+        deaf.transport.pause_reading()  # type: ignore[attr-defined]  # a StreamWriter's transport reads too
+        deaf.write(frame(b"ab") * 2000)
+        async with connected(host, port) as (reader, writer):
+            writer.write(frame(b"c"))
+            assert await read_message(reader) == b"c" * 30000
+        await server.drain(5)
+        assert (server.expired, server.connections) == (1, 0)
 
 
 async def test_connections_over_the_limit_are_closed() -> None:
-    async with serving(echo, limits=TcpLimits(connections=1)) as (server, host, port):
-        async with connected(host, port) as (reader, writer):
-            writer.write(frame(b"one"))
-            assert (await read_message(reader))[:-1] == b"one"
-            async with connected(host, port) as (other, _):
-                with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
-                    await other.readexactly(1)
-            assert (server.refused, server.connections) == (1, 1)
-            writer.write(frame(b"two"))
-            assert (await read_message(reader))[:-1] == b"two"
+    one = TcpLimits(connections=1)
+    async with serving(echo, limits=one) as (server, host, port), connected(host, port) as (reader, writer):
+        writer.write(frame(b"one"))
+        assert (await read_message(reader))[:-1] == b"one"
+        async with connected(host, port) as (other, _):
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await other.readexactly(1)
+        assert (server.refused, server.connections) == (1, 1)
+        writer.write(frame(b"two"))
+        assert (await read_message(reader))[:-1] == b"two"
 
 
 async def test_drain_closes_what_is_answered_and_waits_for_the_rest() -> None:
-    async with serving(echo) as (server, host, port):
-        async with connected(host, port) as (idle, _), connected(host, port) as (reader, writer):
-            writer.write(frame(b"first") + frame(b"second")[:3])
-            await read_message(reader)
-            drained = asyncio.get_running_loop().create_future()
-
-            async def drain() -> None:
-                await server.drain(5)
-                drained.set_result(server.connections)
-
-            async with asyncio.TaskGroup() as group:
-                group.create_task(drain(), name="drain")
-                assert await idle.read() == b""
-                assert not drained.done()
-                writer.write(frame(b"second")[3:])
-                assert (await read_message(reader))[:-1] == b"second"
-                assert await reader.read() == b""
-            assert await drained == 0
+    async with (
+        serving(echo) as (server, host, port),
+        connected(host, port) as (idle, _),
+        connected(host, port) as (reader, writer),
+    ):
+        writer.write(frame(b"first") + frame(b"second")[:3])
+        await read_message(reader)
+        async with asyncio.TaskGroup() as group:
+            draining = group.create_task(server.drain(5), name="drain")
+            assert await idle.read() == b""
+            assert not draining.done()
+            writer.write(frame(b"second")[3:])
+            assert (await read_message(reader))[:-1] == b"second"
+            assert await reader.read() == b""
+        assert server.connections == 0
 
 
 async def test_drain_gives_up_in_time() -> None:
