@@ -164,14 +164,15 @@ class UserspaceDataplane:
         return len(self._udp.sessions)
 
     def sockets(self) -> Mapping[str, socket]:
-        """The bound sockets by place, such as `tcp/10.0.0.1:80`, for the instance that takes over. Still owned here."""
+        """The bound sockets by place, such as `tcp/10.0.0.1:80`, for the instance that takes over. Still owned here:
+        duplicate them (sending them does), then `release`."""
         return {str(place): listener.sock for place, listener in self._listeners.items()}
 
     def release(self) -> None:
-        """Leave the bound sockets to the instance that has them too: nothing is accepted, read or closed any more.
+        """Leave the bound sockets to the instance that has duplicates of them; what waits in them stays there.
 
-        What waits in them stays there. Established connections go on. UDP sessions pass replies on for `REPLY_GRACE`;
-        then the descriptors of their sockets are closed too, so that the other instance can give an address up.
+        Our own are closed, so that the other instance can give an address up; those of UDP with their last session,
+        and after `REPLY_GRACE` at the latest: replies leave from them. Established connections go on.
         """
         self._frozen = True
         for listener in self._listeners.values():
@@ -238,14 +239,15 @@ class UserspaceDataplane:
         wanted = places_of(key, table.node_port_addresses) if exists else _NOWHERE
         if not self._frozen:
             for place in wanted | self._held.get(key, _NOWHERE):
-                self._settle_place(place)
+                self._settle_place(place, key)
         if wanted:
             self._held[key] = wanted
         else:
             self._held.pop(key, None)
         self._note_refusal(key)
 
-    def _settle_place(self, place: Place) -> None:
+    def _settle_place(self, place: Place, settling: FrontendKey) -> None:
+        """Make the listener of a place be what the table says; another frontend than `settling` may gain or lose it."""
         table = self._balancer.table
         claims = claimants(place, table.frontends, table.node_port_addresses)
         listener = self._listeners.get(place)
@@ -273,8 +275,9 @@ class UserspaceDataplane:
             if listener is not None:
                 del self._listeners[place]
                 listener.close()
-        for other in claims[1:]:
-            self._note_refusal(other)
+        for claimant in claims:
+            if claimant != settling:
+                self._note_refusal(claimant)
 
     def _open(self, place: Place, key: FrontendKey) -> TcpListener | UdpListener:
         sock = self._inherited.pop(str(place), None)

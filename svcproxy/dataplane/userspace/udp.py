@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """UDP frontends: a session for each client of a frontend, with a socket of its own that is connected to the backend.
 
-A session ends when no datagram passed for the idle timeout, when its backend leaves the Service port or answers
-"unreachable", and when room is needed (the longest idle first). The client notices nothing: its next datagram begins
-another session. Replies leave from the frontend's own socket. A datagram without a backend is dropped; where nobody
-would be served the socket refuses datagrams, and the kernel answers with port unreachable.
+A session ends when no datagram passed for the idle timeout, with the first datagram after its backend left the Service
+port or answered "unreachable", and when room is needed (the longest idle first). The client notices nothing: its next
+datagram begins another session. Replies leave from the frontend's own socket. A datagram without a backend is dropped;
+where nobody would be served the socket refuses datagrams, and the kernel answers with port unreachable.
 """
 
 import errno
@@ -66,7 +66,8 @@ class UdpSession:
         self.counters = counters
         self.last_used = 0.0
         self.dead = False
-        """The backend answered "unreachable": the next datagram goes to another."""
+        """The backend is gone, or answered "unreachable": the next datagram goes to another, and nothing to this one.
+        A reply that is on its way still reaches the client."""
 
     def on_readable(self, _events: int) -> None:
         """Called by the poller."""
@@ -139,12 +140,13 @@ class UdpEngine:
             del session.listener.sessions[session.client]
         self.poller.close_socket(session.sock)
         session.counters.active -= 1
+        session.listener.session_ended()
 
     def backends_gone(self, choices: Iterable[Choice]) -> None:
-        """End the sessions of backends that are no longer offered."""
+        """Send nothing more to backends that are no longer offered."""
         for choice in choices:
             for session in self.sessions.going_to(choice):
-                self.end(session)
+                session.dead = True
 
     def expire(self, now: float) -> None:
         """End the sessions that are idle for too long."""
@@ -198,7 +200,7 @@ class ListenerState(Enum):
     """The kernel refuses: nobody would be served."""
     SERVING = auto()
     RELEASED = auto()
-    """Another process reads the socket; replies of the sessions here still leave from it."""
+    """Another process reads the socket; replies of the last sessions here still leave from it."""
     CLOSED = auto()
 
 
@@ -236,9 +238,17 @@ class UdpListener:
             self._state = ListenerState.REFUSING
 
     def release(self) -> None:
-        """Leave datagrams to the process that has the socket too."""
+        """Leave datagrams to the process that has the socket too. Ours is closed with the last session: as long as it
+        were open, that process could not give the address up."""
         self._stop_watching()
         self._state = ListenerState.RELEASED
+        self.session_ended()
+
+    def session_ended(self) -> None:
+        """Called when `sessions` has become smaller."""
+        if self._state is ListenerState.RELEASED and not self.sessions:
+            self._engine.poller.close_socket(self.sock)
+            self._state = ListenerState.CLOSED
 
     def end_sessions(self) -> None:
         """Close the sessions of this address."""
@@ -248,6 +258,8 @@ class UdpListener:
     def close(self) -> None:
         """Give the address up, and its sessions."""
         self.end_sessions()
+        if self._state is ListenerState.CLOSED:
+            return
         self._stop_watching()
         self._engine.poller.close_socket(self.sock)
         self._state = ListenerState.CLOSED
