@@ -30,8 +30,9 @@ class Dataplane(Protocol):
     """Makes the node agree with a `FrontendTable`. One caller at a time.
 
     Each frontend is entirely old or entirely new; at no instant does a look-up of a frontend miss that existed before
-    and after. One refused frontend never holds up another. Both calls are idempotent: after any failure or
-    cancellation the caller may simply `resync`. Established connections survive changes of backends.
+    and after. One refused frontend never holds up another. A NodePort frontend is a whole on each of its addresses:
+    refused, it may be in force on those that the reason does not name. Both calls are idempotent: after any failure
+    or cancellation the caller may simply `resync`. Established connections survive changes of backends.
     """
 
     @property
