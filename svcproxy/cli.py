@@ -138,7 +138,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 VERBS: tuple[Verb, ...] = (
     Verb(
         "run",
-        "svcproxy.supervisor:main",
+        "svcproxy.supervisor.run:main",
         "start every role on this machine and keep them running",
         "Starts the agent and the DNS workers as children, restarts those that end, and stops them on SIGTERM. In\n"
         "Kubernetes the kubelet does that: there each role is a container of its own.",

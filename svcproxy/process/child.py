@@ -29,7 +29,8 @@ class LaunchError(SvcproxyError):
 def launch(argv: Sequence[str], environment: Mapping[str, str], privileges: Privileges) -> int:
     """Start a program and return its pid, which is also its process group.
 
-    It gets standard output and error of this process, /dev/null as input, no other descriptor and no blocked signal.
+    It gets standard output and error of this process, /dev/null as input and no other descriptor. No signal is
+    blocked; SIGHUP is ignored until the program asks for it, so that a supervisor may forward it to everyone.
     Raises `LaunchError` with the reason if it did not get as far as its own code. Only for processes with one thread.
     """
     reader, writer = os.pipe()  # both closed on exec: the end of the stream says that exec succeeded
@@ -63,6 +64,7 @@ def _begin(
         os.close(null)
         for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored_by_python, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         drop(privileges)
         die_with_parent(signal.SIGKILL)

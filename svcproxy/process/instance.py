@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svcproxy.errors import ConfigError, LockedError, Problem
+from svcproxy.process.identity import identity
 
 DIRECTORY_MODE = 0o750
 WORKERS_MODE = 0o770
@@ -33,7 +34,6 @@ PRIVATE_SOCKET_MODE = 0o600
 GROUP_SOCKET_MODE = 0o660
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_START_TIME_FIELD = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class RunDirectory:
         Directories of instances that are dead are removed on the way, one of the same name is made anew. Raises
         `LockedError` if a live process has the name, `ConfigError` if the directory or the name cannot be used.
         """
-        name = name or process_name()
+        name = name or identity()
         if not _NAME.fullmatch(name):
             problem = Problem(f"not a name for an instance: {name!r} (letters, digits, '.', '_', '-'; 63 at most)")
             raise ConfigError([problem])
@@ -185,13 +185,6 @@ class RunDirectory:
                     os.close(descriptor)
         if (name := self.current_name()) and not (self._instances / name).is_dir():
             self.current.unlink()
-
-
-def process_name() -> str:
-    """A name for this process that no other process of this boot has: pid and start time in clock ticks."""
-    stat_line = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
-    after_command = stat_line.rpartition(")")[2].split()  # from field 3 on: proc(5)
-    return f"{os.getpid()}-{after_command[_START_TIME_FIELD - 3]}"
 
 
 def _make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:

@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svcproxy run`: starts the roles on one machine and keeps them running, where no kubelet does."""
-
-from svcproxy.supervisor.run import main
-
-__all__ = ["main"]

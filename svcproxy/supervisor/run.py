@@ -7,6 +7,7 @@ Each role gets the command line of `run` with its own verb, so that it reads and
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -21,26 +22,40 @@ _GRACE = 5.0
 
 def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
     """The plan for a configuration; `arguments` are those of `run`."""
-    program = (sys.executable, "-m", "svcproxy")
-    roles = [RolePlan("agent", (*program, "agent", *arguments))]
+    roles = [RolePlan("agent", (*_python(), "svcproxy", "agent", *arguments))]
     if config.dns.enabled:
+        argv = (*_python(), "svcproxy", "dns", *arguments)
         roles += [
-            RolePlan(f"dns-{number}", (*program, "dns", *arguments), {"SVCPROXY_WORKER": str(number)})
+            RolePlan(f"dns-{number}", argv, {"SVCPROXY_WORKER": str(number)}, group="dns")
             for number in range(config.dns.workers)
         ]
     return LaunchPlan(
         roles=tuple(roles),
-        status_file=str(RunDirectory(Path(config.run_dir)).supervisor_status),
+        status_file=str(RunDirectory(Path(config.run_dir)).supervisor_status.absolute()),
         stop_timeout=config.shutdown_timeout + _GRACE,
+        log=config.log,
     )
 
 
-def main(launch: Launch) -> int:
+def exec_supervisor(plan: LaunchPlan) -> NoReturn:
+    """Replace this process by the supervisor of `plan`: what has been loaded to read the configuration goes with it."""
+    descriptor = os.memfd_create("launch-plan", 0)
+    with open(descriptor, "wb", closefd=False) as file:  # a descriptor
+        file.write(msgspec.json.encode(plan))
+    command = [*_python(), "svcproxy.supervisor.supervise", f"/proc/self/fd/{descriptor}"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)  # noqa: S606  # the plan is ours
+
+
+def main(launch: Launch) -> NoReturn:
     """Become the supervisor of every role that the configuration asks for."""
     config = launch.load()
     RunDirectory(Path(config.run_dir)).prepare()
-    plan = launch_plan(config, sys.argv[sys.argv.index("run") + 1 :])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    command = [sys.executable, "-m", "svcproxy.supervisor.supervise", msgspec.json.encode(plan).decode()]
-    os.execv(command[0], command)  # noqa: S606  # the plan is ours
+    exec_supervisor(launch_plan(config, sys.argv[sys.argv.index("run") + 1 :]))
+
+
+def _python() -> tuple[str, ...]:
+    """An interpreter that imports from the working directory only if this one does: it may be anybody's."""
+    safe_path = () if str(Path.cwd()) in sys.path else ("-P",)
+    return (sys.executable, *safe_path, "-m")

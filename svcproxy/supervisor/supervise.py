@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the processes of one launch plan running. One thread, no event loop: it sleeps in sigtimedwait(2).
+"""Carries out what the core decides for one launch plan. One thread, no event loop: it sleeps in sigtimedwait(2).
 
-A role that ends is started again after a growing wait, at once if it asked for that (exit code 75), and never if it
-cannot use its command line or configuration (exit code 2): then everything stops, for nobody can repair that here.
-SIGTERM and SIGINT stop the roles in reverse order, each with SIGTERM and, after the plan's time, SIGKILL. A killed
-supervisor takes its children with it (svcproxy.process.child).
+All its signals stay blocked, so that none can be lost between a look and a sleep. SIGTERM and SIGINT stop the roles,
+a second one kills them; SIGHUP is forwarded. A killed supervisor takes its children with it (svcproxy.process.child).
+As process 1 of a container it reaps orphans too.
 """
 
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -15,160 +16,138 @@ from pathlib import Path
 
 import msgspec
 
-from svcproxy.process.backoff import Backoff
 from svcproxy.process.child import LaunchError, launch
-from svcproxy.process.supervision import LaunchPlan, RolePlan, RoleState, RoleStatus, write_status
+from svcproxy.process.logs import configure
+from svcproxy.process.supervision import LaunchPlan, RoleState, RoleStatus, remove_status, write_status
+from svcproxy.supervisor.core import USAGE, Send, Start, Supervision
 
-USAGE = 2
-RESTART_WANTED = 75
+log = logging.getLogger("svcproxy.supervisor")
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_IDLE = 3600.0
-_RESTARTS_AT_ONCE = 3
-"""Restarts without a wait that a role may ask for in a row before it has started well."""
-
-
-class Role:
-    """One role and its process."""
-
-    def __init__(self, plan: RolePlan, launch_plan: LaunchPlan) -> None:
-        self.plan = plan
-        self.pid: int | None = None
-        self.due: float | None = 0.0
-        """Monotonic seconds when it is to be started; None while it runs or shall not."""
-        self._backoff = Backoff(launch_plan.backoff_initial, launch_plan.backoff_max)
-        self._healthy_after = launch_plan.healthy_after
-        self._crash_loop_after = launch_plan.crash_loop_after
-        self._started = 0.0
-        self._starts = 0
-        self._early_ends = 0
-        self._detail = ""
-
-    def start(self, now: float) -> None:
-        """Start the process."""
-        self._started, self._starts, self.due = now, self._starts + 1, None
-        try:
-            self.pid = launch(self.plan.argv, os.environ | self.plan.environment, self.plan.privileges)
-        except LaunchError as exc:
-            self._ended(now, str(exc), at_once=False)
-
-    def reaped(self, status: int, now: float) -> int:
-        """The process has ended; returns its exit code, negative for a signal."""
-        self.pid = None
-        code = os.waitstatus_to_exitcode(status)
-        detail = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._ended(now, detail, at_once=code == RESTART_WANTED)
-        return code
-
-    def _ended(self, now: float, detail: str, *, at_once: bool) -> None:
-        self._detail = detail
-        if now - self._started >= self._healthy_after:
-            self._early_ends = 0
-            self._backoff.reset()
-        else:
-            self._early_ends += 1
-        free = at_once and self._early_ends <= _RESTARTS_AT_ONCE
-        self.due = now if free else now + self._backoff.next()
-
-    def status(self) -> RoleStatus:
-        """For `supervisor.json`."""
-        state = RoleState.RUNNING if self.pid else RoleState.STOPPED if self.due is None else RoleState.BACKOFF
-        return RoleStatus(
-            self.plan.name,
-            state,
-            self.pid,
-            max(self._starts - 1, 0),
-            self._early_ends >= self._crash_loop_after,
-            self._detail,
-        )
 
 
 class Supervisor:
-    """All roles of a plan."""
+    """One run of a launch plan."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._roles = [Role(each, plan) for each in plan.roles]
-        self._exit_code = 0
+        self._core = Supervision(plan, time.monotonic())
+        self._epoch = time.time() - time.monotonic()
+        self._status_file = Path(plan.status_file)
+        self._written: tuple[RoleStatus, ...] = ()
 
     def run(self) -> int:
-        """Keep everything running until told to stop, or until a role cannot use its configuration."""
+        """Keep everything running until told to stop, or until a role cannot be run. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        while True:
-            now = time.monotonic()
-            for role in self._roles:
-                if role.due is not None and role.due <= now:
-                    role.start(now)
-            self._write_status()
-            due = min((role.due for role in self._roles if role.due is not None), default=now + _IDLE)
-            received = signal.sigtimedwait(_SIGNALS, max(0.0, due - now))
-            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._log("stopping", signal=signal.Signals(received.si_signo).name)
-                break
-            if received is not None and received.si_signo == signal.SIGHUP:
-                self._forward(signal.SIGHUP)
-            if self._reap() == USAGE:
-                self._exit_code = USAGE
-                break
-        self._stop()
-        return self._exit_code
+        try:
+            while True:
+                self._carry_out()
+                if self._core.finished:
+                    return self._core.exit_code
+                self._write_status()
+                self._sleep()
+                self._reap()
+        finally:
+            remove_status(self._status_file)
 
-    def _reap(self) -> int:
-        """Take note of every process that has ended; returns USAGE if one could not use its configuration."""
-        result = 0
-        for role in self._roles:
-            if role.pid is None:
-                continue
-            pid, status = os.waitpid(role.pid, os.WNOHANG)
-            if pid:
-                code = role.reaped(status, time.monotonic())
-                self._log("role ended", name=role.plan.name, pid=pid, detail=role.status().detail)
-                result = USAGE if code == USAGE else result
-        return result
+    def _carry_out(self) -> None:
+        for command in self._core.commands(time.monotonic()):
+            match command:
+                case Start(number):
+                    self._start(number)
+                case Send(number, pid, what):
+                    if what is signal.SIGKILL:
+                        log.warning("role does not end, killing it", extra=self._facts(number, pid))
+                        _send_to_group(pid, what)
+                    else:
+                        _send(pid, what)
 
-    def _stop(self) -> None:
-        for role in reversed(self._roles):
-            role.due = None
-            if role.pid is None:
-                continue
-            os.kill(role.pid, signal.SIGTERM)
-            if not self._wait(role, time.monotonic() + self._plan.stop_timeout):
-                self._log("role does not end, killing it", name=role.plan.name, pid=role.pid)
-                os.kill(role.pid, signal.SIGKILL)
-                os.waitpid(role.pid, 0)
-            role.pid = None
-        Path(self._plan.status_file).unlink(missing_ok=True)
+    def _start(self, number: int) -> None:
+        plan = self._plan.roles[number]
+        try:
+            pid = launch(plan.argv, os.environ | plan.environment, plan.privileges)
+        except LaunchError as exc:
+            log.error("role cannot be started", extra={"object": plan.name, "cause": str(exc)})  # noqa: TRY400  # it says all
+            self._core.not_started(number, str(exc), time.monotonic())
+        else:
+            self._core.started(number, pid, time.monotonic())
+            log.info("role started", extra=self._facts(number, pid))
 
-    @staticmethod
-    def _wait(role: Role, deadline: float) -> bool:
-        assert role.pid is not None
-        while not os.waitpid(role.pid, os.WNOHANG)[0]:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            signal.sigtimedwait((signal.SIGCHLD,), left)
-        return True
+    def _sleep(self) -> None:
+        """Until a signal comes or time changes something; take the signal in."""
+        wake_at = self._core.wake_at()
+        if wake_at is None:
+            received = signal.sigwaitinfo(_SIGNALS)
+        else:
+            at_once = signal.sigtimedwait(_SIGNALS, max(0.0, wake_at - time.monotonic()))
+            if at_once is None:
+                return
+            received = at_once
+        if received.si_signo in (signal.SIGTERM, signal.SIGINT):
+            log.info("stopping", extra={"signal": signal.Signals(received.si_signo).name})
+            self._core.stop(time.monotonic())
+        elif received.si_signo == signal.SIGHUP:
+            for pid in self._core.running():
+                _send(pid, signal.SIGHUP)
 
-    def _forward(self, number: signal.Signals) -> None:
-        for role in self._roles:
-            if role.pid is not None:
-                os.kill(role.pid, number)
+    def _reap(self) -> None:
+        """Take note of every process that has ended, and end what it has left in its group."""
+        while (pid := _next_ended()) is not None:
+            if pid in self._core.running():
+                _send_to_group(pid, signal.SIGKILL)  # the group's number is nobody else's before the process is reaped
+            _, status = os.waitpid(pid, 0)
+            name = self._core.ended(pid, os.waitstatus_to_exitcode(status), time.monotonic())
+            if name is not None:
+                role = next(role for role in self._core.statuses(self._epoch) if role.name == name)
+                level = logging.WARNING if role.state is RoleState.BACKOFF else logging.INFO
+                log.log(
+                    level, "role ended", extra={"object": name, "pid": pid, "how": role.detail, "state": role.state}
+                )
 
     def _write_status(self) -> None:
+        statuses = self._core.statuses(self._epoch)
+        if statuses == self._written:
+            return
+        self._written = statuses
         try:
-            write_status(Path(self._plan.status_file), tuple(role.status() for role in self._roles))
+            write_status(self._status_file, statuses)
         except OSError as exc:
-            self._log("cannot write status", cause=str(exc))
+            log.warning("status not written", extra={"cause": str(exc)})
 
-    @staticmethod
-    def _log(message: str, **values: object) -> None:
-        pairs = "".join(f" {key}={str(value)!r}" for key, value in values.items())
-        sys.stderr.write(f"level=info role=supervisor msg={message!r}{pairs}\n")
+    def _facts(self, number: int, pid: int) -> dict[str, object]:
+        return {"object": self._plan.roles[number].name, "pid": pid}
 
 
-def main() -> int:
-    """Supervise the plan that the command line holds as JSON."""
-    return Supervisor(msgspec.json.decode(sys.argv[1], type=LaunchPlan)).run()
+def _next_ended() -> int | None:
+    with contextlib.suppress(ChildProcessError):
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended.si_pid if ended is not None else None
+    return None
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except PermissionError:
+        log.warning("role may not be signalled: CAP_KILL is missing", extra={"pid": pid, "signal": number.name})
+
+
+def _send_to_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the plan in the file that the only argument names; returns the exit code."""
+    try:
+        (path,) = arguments
+        plan = msgspec.json.decode(Path(path).read_bytes(), type=LaunchPlan)
+    except (ValueError, OSError) as exc:
+        sys.stderr.write(f"usage: python -m svcproxy.supervisor.supervise PLAN (a launch plan as JSON): {exc}\n")
+        return USAGE
+    configure(plan.log, "supervisor")
+    return Supervisor(plan).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

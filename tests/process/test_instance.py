@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from svcproxy.errors import ConfigError, LockedError
-from svcproxy.process.instance import InstancePaths, RunDirectory, process_name
+from svcproxy.process.identity import identity
+from svcproxy.process.instance import InstancePaths, RunDirectory
 from svcproxy.process.sockets import listen_unix
 
 OPEN = """
 import sys
 from pathlib import Path
+from svcproxy.process.identity import identity
 from svcproxy.process.instance import RunDirectory
 instance = RunDirectory(Path(sys.argv[1])).open_instance("other")
 instance.make_current()
@@ -71,7 +73,7 @@ def test_an_instance_leaves_nothing_behind(run: RunDirectory) -> None:
 
 def test_the_default_name_is_this_process(run: RunDirectory) -> None:
     instance = run.open_instance()
-    assert instance.paths.name == process_name()
+    assert instance.paths.name == identity()
     assert instance.paths.name.startswith(f"{os.getpid()}-")
     instance.close()
 
