@@ -92,6 +92,10 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sources that are pods: externalTrafficPolicy Local does not bind them. Empty: the Node's podCIDRs."""
     node_port_addresses: tuple[NodePortAddresses, ...] = ("primary",)
     """CIDRs of this node's addresses that take NodePorts, or `primary`, `localhost`, `all`, freely mixed."""
+    external_ips: bool = True
+    """Whether `spec.externalIPs` of Services are served."""
+    external_ip_cidrs: tuple[Cidr, ...] = ()
+    """CIDRs that external IPs must be in to be served (CVE-2020-8554). Empty: all."""
     resync_interval: Seconds = 300.0
     """Time between two comparisons of the data plane with the desired table."""
     userspace: UserspaceConfig = UserspaceConfig()

@@ -51,6 +51,7 @@ from svcproxy.process import logs
 from svcproxy.process.addresses import AddressFollower
 from svcproxy.process.follow import ConfigFollower, FileFollower
 from svcproxy.process.instance import GROUP_SOCKET_MODE, Instance, RunDirectory
+from svcproxy.process.limits import raise_file_limit
 from svcproxy.process.sockets import Peer, listen_unix
 from svcproxy.process.state import SnapshotWriter, StateSnapshot, read_state
 from svcproxy.process.succession import Succession
@@ -86,7 +87,13 @@ class Agent:
         self._snapshot: StateSnapshot | None = None
 
         self._store = Store()
-        options = FrontendOptions(node_port_addresses=config.dataplane.node_port_addresses)
+        options = FrontendOptions(
+            node_port_addresses=config.dataplane.node_port_addresses,
+            external_ips=config.dataplane.external_ips,
+            external_ip_cidrs=config.dataplane.external_ip_cidrs,
+        )
+        for warning in options.warnings:
+            log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
         self._names = NameBuilder(self._store)
         self._state = self._make_state()
@@ -341,6 +348,7 @@ def main(launch: Launch) -> int:
     logs.configure(config.log, "agent")
     check_mode(config.dataplane.mode)
     gc.set_threshold(*GC_THRESHOLDS)
+    raise_file_limit()
     with suppress(OSError):  # the writer of the state says what is wrong, and tries again
         Path(config.state_dir).mkdir(0o700, parents=True, exist_ok=True)
     run = RunDirectory(Path(config.run_dir))

@@ -29,6 +29,7 @@ from svcproxy.options import Launch
 from svcproxy.process import logs
 from svcproxy.process.follow import ConfigFollower, FileFollower
 from svcproxy.process.instance import Instance, RunDirectory
+from svcproxy.process.limits import raise_file_limit
 from svcproxy.process.succession import Succession
 from svcproxy.workers.dns_metrics import DnsMetrics
 from svcproxy_dns.listeners import bind_listeners
@@ -215,6 +216,7 @@ def main(launch: Launch) -> int:
     run = RunDirectory(role_directory(config.run_dir, int(number)))
     instance = run.open_instance(os.environ.get("SVCPROXY_INSTANCE", ""))
     try:
+        raise_file_limit()
         gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(launch, config, run, instance))
