@@ -123,15 +123,15 @@ class Rendered:
         self._order: deque[bytes] = deque()
 
     def keep(self, key: bytes, kept: Kept) -> None:
-        """Keep an answer, in place of an earlier one of the same key."""
+        """Keep an answer. In place of an earlier one of the same key it is as old as that one was."""
         earlier = self.answers.get(key)
         self.answers[key] = kept
         self.octets += _weight(kept)
-        if earlier is not None:
+        if earlier is None:
+            self.octets += len(key)
+            self._order.append(key)
+        else:
             self.octets -= _weight(earlier)
-            return
-        self.octets += len(key)
-        self._order.append(key)
         while len(self._order) > self._entries or self.octets > self._octets_max:
             oldest = self._order.popleft()
             self.octets -= len(oldest) + _weight(self.answers.pop(oldest))

@@ -4,6 +4,7 @@
 import asyncio
 import socket
 from dataclasses import dataclass, field
+from typing import cast
 
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
@@ -63,7 +64,7 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # by its methods: uvloop's is no subclass
         if len(self._state.connections) >= self._state.limits.connections:
             self._state.refused += 1
             transport.abort()
@@ -100,14 +101,13 @@ class TcpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read: neither do we, and it has not for ever."""
         self._blocked = True
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
         self._expire_after(self._state.limits.write)
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self._blocked = False
-        self._expire_after(self._state.limits.idle)
         if not self._answering:
             self._answer()
 
@@ -123,7 +123,7 @@ class TcpConnection(asyncio.Protocol):
     def _answer(self) -> None:
         """Answer up to a batch; book another turn if there is more."""
         self._answering = False
-        if self._transport is None or self._blocked:
+        if self._transport is None or self._blocked or self._transport.is_closing():
             return
         answered = False
         for _ in range(BATCH):
@@ -137,9 +137,13 @@ class TcpConnection(asyncio.Protocol):
             if self._blocked:
                 return  # type: ignore[unreachable]  # writing may have called pause_writing
         else:
-            self._transport.pause_reading()
             self._answering = True
             self._loop.call_soon(self._answer)
+        if self._transport.is_closing():
+            return
+        if self._answering:
+            self._transport.pause_reading()
+            self._expire_after(self._state.limits.write)
             return
         self._transport.resume_reading()
         if not self._reader.pending:
