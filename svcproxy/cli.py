@@ -152,7 +152,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "agent",
-        "svcproxy.agent:main",
+        "svcproxy.agent.agent:main",
         "follow Services and endpoints, balance, publish (one role)",
         "Follows the API server or a manifests directory, programs the data plane, publishes names to the DNS workers\n"
         "and answers health, metrics and status.",
@@ -245,10 +245,10 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "check-config",
-        "svcproxy.client.check:run",
+        "svcproxy.agent.check:run",
         "find every error of a configuration",
-        "Reads the configuration as the roles do and prints everything that is wrong with it. With -o json it prints\n"
-        "the whole tree in force, defaults included. Exits with 2 if anything is wrong.",
+        "Reads the configuration, and the manifests it names, as the roles do and prints everything that is wrong.\n"
+        "With -o json it prints the whole tree in force, defaults included. Exits with 2 if anything is wrong.",
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
         configured=True,

@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent role put together: the only package that knows every part."""
-
-from svcproxy.agent.agent import main
-
-__all__ = ["main"]

@@ -6,18 +6,15 @@ import platform
 
 from svcproxy import __version__
 from svcproxy.client.console import console
-from svcproxy.config import dump
-from svcproxy.options import from_arguments
+from svcproxy.config import Config, dump
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Read the configuration as a role would, and show it. Raises `ConfigError` with everything that is wrong."""
-    config = from_arguments(arguments)
+def show(arguments: argparse.Namespace, config: Config) -> None:
+    """A configuration with which nothing is wrong."""
     if arguments.output == "json":
         console().json(dump(config))
     else:
         console().line(f"{arguments.config}: ok" if arguments.config else "ok")
-    return 0
 
 
 def version(arguments: argparse.Namespace) -> int:

@@ -5,13 +5,15 @@
         node.lock                       svcproxy.process.lock
         supervisor.json                 svcproxy.process.supervision
         current -> instances/<name>     the instance that answers as the node
-        instances/<name>/               one for each live instance, flock(2)ed by its agent for as long as it lives
+        instances/<name>/               one for each live instance, flock(2)ed by its process for as long as it lives
             admin.sock  handover.sock   0600
             feed.sock                   0660
-            workers/                    0770: sockets that worker processes make
+        <role>-<n>/                     the same again for each worker process, which is the node's one by one
 
 Directories are 0750 and belong to the process's own user and primary group. Workers that run under another uid share
-the agent's primary group (`runAsGroup`, or `gid` in a launch plan) and need nothing else; everyone else is kept out.
+the agent's primary group (`runAsGroup`, or `gid` in a launch plan) to reach its feed; everyone else is kept out. They
+cannot write here, so that a hijacked worker cannot pass itself off as the agent: their own directory, owned by them, is
+made beforehand by whoever starts them.
 Liveness is a lock, not a pid, because the instances of a rolling update live in pid namespaces of their own.
 """
 
@@ -29,8 +31,6 @@ from svcproxy.errors import ConfigError, LockedError, Problem
 from svcproxy.process.identity import identity
 
 DIRECTORY_MODE = 0o750
-WORKERS_MODE = 0o770
-PRIVATE_SOCKET_MODE = 0o600
 GROUP_SOCKET_MODE = 0o660
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -59,12 +59,8 @@ class InstancePaths:
 
     @property
     def handover_socket(self) -> Path:
-        """Where the agent's sockets pass to the next instance. For the agent's user and root."""
+        """Where the sockets pass to the next instance. For the process's user and root."""
         return self.path / "handover.sock"
-
-    def worker_handover_socket(self, worker: str) -> Path:
-        """Where the sockets of one worker process, such as `dns-0`, pass to the next instance."""
-        return self.path / "workers" / f"{worker}.sock"
 
 
 class Instance:
@@ -139,7 +135,6 @@ class RunDirectory:
             if paths.path.exists():
                 raise LockedError(f"instance {name} is running already", instance=name)
             _make_directory(paths.path)
-            _make_directory(paths.path / "workers", WORKERS_MODE)
             descriptor = _lock_directory(paths.path)
         return Instance(self, paths, descriptor)
 
@@ -187,14 +182,14 @@ class RunDirectory:
             self.current.unlink()
 
 
-def _make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
+def _make_directory(path: Path) -> None:
     try:
-        path.mkdir(mode, parents=True)
+        path.mkdir(DIRECTORY_MODE, parents=True)
     except FileExistsError:
         if not path.is_dir():
             raise
     else:
-        path.chmod(mode)  # whatever the umask
+        path.chmod(DIRECTORY_MODE)  # whatever the umask
 
 
 def _lock_directory(path: Path) -> int:

@@ -59,7 +59,6 @@ def test_an_instance_leaves_nothing_behind(run: RunDirectory) -> None:
             paths.admin_socket,
             paths.feed_socket,
             paths.handover_socket,
-            paths.worker_handover_socket("dns-0"),
         )
     ]
     assert run.active() == paths
@@ -108,7 +107,7 @@ def test_what_a_killed_instance_leaves_is_removed(run: RunDirectory, other: subp
     assert run.active() is not None  # nobody has looked yet
     mine = run.open_instance("mine")
     assert run.active() is None
-    assert left_in(run.path) == {"instances", "instances/mine", "instances/mine/workers"}
+    assert left_in(run.path) == {"instances", "instances/mine"}
     mine.close()
 
 
@@ -134,7 +133,7 @@ def test_others_are_kept_out(run: RunDirectory) -> None:
     modes = {
         path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in (run.path, *run.path.rglob("*")) if path.is_dir()
     }
-    assert modes == {"run": "0o750", "instances": "0o750", "a": "0o750", "workers": "0o770"}
+    assert modes == {"run": "0o750", "instances": "0o750", "a": "0o750"}
     instance.close()
 
 
