@@ -76,6 +76,11 @@ class ChangeLog:
         self._acknowledged: dict[str, int] = {}
         self._samples: dict[str, Samples] = {}
 
+    def untimed(self) -> int:
+        """A change that is part of a first list, and of no interest as one change; returns its number."""
+        self._count += 1
+        return self._count
+
     def derived(self, read_at: float, now: float, *, programs: bool, revision: int | None) -> int:
         """A change whose event was read at `read_at` has become frontends and records; returns its number.
 

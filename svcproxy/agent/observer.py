@@ -18,7 +18,7 @@ from svcproxy.frontends.keys import FrontendKey
 from svcproxy.frontends.table import FrontendDelta
 from svcproxy.kube.notes import Note
 from svcproxy.kube.source import InvalidObject
-from svcproxy.model import NamespacedName, Service
+from svcproxy.model import EndpointSlice, NamespacedName, Service
 from svcproxy.model.meta import Family, family_of
 from svcproxy.model.store import Touched
 
@@ -30,6 +30,8 @@ API_VERSIONS = {
     "Namespace": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
 }
+
+_TIMED_ONCE_SYNCED = frozenset({Service, EndpointSlice})
 
 
 def now() -> Instant:
@@ -65,6 +67,8 @@ class AgentObserver:
             self._state.dataplane_health.queued(families, instant.monotonic)
         if len(self._state.invalid):
             self._forget_mended(touched)
+        if not self.kinds_synced >= _TIMED_ONCE_SYNCED:
+            return self.changes.untimed()
         return self.changes.derived(read_at, instant.monotonic, programs=bool(delta), revision=revision)
 
     def programmed(

@@ -66,3 +66,11 @@ def test_summaries_are_in_the_order_in_which_a_change_passes_the_stages() -> Non
     assert summaries[FRONTENDS].p50 == 0.51
     assert summaries[FRONTENDS].p99 == 0.99
     assert summaries[FRONTENDS].count == 100
+
+
+def test_a_first_list_is_numbered_and_not_timed() -> None:
+    changes, seen = observed()
+    assert changes.untimed() == 1
+    number = changes.derived(1.0, 1.5, programs=True, revision=None)
+    changes.programmed(number, 2.0)
+    assert (number, seen) == (2, [(FRONTENDS, 0.5), (DATAPLANE, 1.0)])

@@ -61,7 +61,9 @@ def test_a_program_gets_its_arguments_and_environment() -> None:
 def test_a_program_has_a_group_of_its_own_and_clean_signals() -> None:
     script = 'echo $(( $(cut -d" " -f5 /proc/$$/stat) == $$ )); grep -E "SigBlk|SigIgn" /proc/$$/status | cut -f2'
     hup = 1  # ignored until the program asks for it
-    assert shell(script) == f"1\n{0:016x}\n{hup:016x}\nexit code 0"
+    standard = (1 << 31) - 1  # 32 and 33 are the C library's own, and stay as whoever started this test left them
+    leader, blocked, ignored, end = shell(script).splitlines()
+    assert (leader, int(blocked, 16) & standard, int(ignored, 16) & standard, end) == ("1", 0, hup, "exit code 0")
 
 
 @pytest.mark.parametrize(
