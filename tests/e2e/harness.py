@@ -17,12 +17,17 @@ from typing import Any, Self
 import msgspec
 
 from svcproxy.client.connection import ClientError, StatusClient, find_instance
+from svcproxy.feed.client import FeedClient
+from svcproxy.feed.codec import NAMES
+from svcproxy.feed.subscriber import Subscriber
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.decision import SourceKind, decide
 from svcproxy.frontends.keys import Refusal
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.model import Changes, EndpointSlice, Service, Store
+from svcproxy.names.records import EndpointRecord, Record
+from svcproxy.process.instance import RunDirectory
 from svcproxy.testing.control_plane import ControlPlane
 
 TIMEOUT = 60.0
@@ -331,6 +336,58 @@ class Population:
                 time.sleep(0.05)
             else:
                 return
+
+
+class SteadySink:
+    """Takes an agent's feed in as a DNS worker does, and notes steady endpoints that go although they exist."""
+
+    def __init__(self, steady: dict[str, str]) -> None:
+        self._steady = steady
+        self._generation = 0
+        self.known: dict[Record, int] = {}
+        self.missing: list[EndpointRecord] = []
+
+    def begin_snapshot(self) -> None:
+        """See `RecordSink`."""
+        self._generation += 1
+
+    def change(self, added: Sequence[Record], removed: Sequence[Record]) -> None:
+        """See `RecordSink`."""
+        for record in removed:
+            self.known.pop(record, None)
+        for record in added:
+            self.known[record] = self._generation
+        self._check(removed)
+
+    def sweep(self, batch: int) -> Iterator[int]:
+        """See `RecordSink`."""
+        old = [record for record, generation in self.known.items() if generation != self._generation]
+        for start in range(0, len(old), batch):
+            for record in old[start : start + batch]:
+                del self.known[record]
+            self._check(old[start : start + batch])
+            yield len(old[start : start + batch])
+
+    def _check(self, gone: Sequence[Record]) -> None:
+        self.missing += [
+            record
+            for record in gone
+            if isinstance(record, EndpointRecord)
+            and self._steady.get(record.name) == record.ip
+            and record not in self.known
+        ]
+
+
+def feed_client(agent: AgentProcess, sink: SteadySink) -> FeedClient:
+    """Follows the feed of whichever instance is active."""
+
+    def path() -> Path:
+        active = RunDirectory(agent.run_dir).active()
+        if active is None:
+            raise FileNotFoundError(agent.run_dir)
+        return active.feed_socket
+
+    return FeedClient(path, Subscriber(NAMES, sink, "test", os.getpid()))
 
 
 def lines(path: Path, containing: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from svcproxy.names.records import EndpointRecord
 from svcproxy.testing.control_plane import ControlPlane
 from tests.e2e.harness import (
     SERVICES,
@@ -14,9 +15,11 @@ from tests.e2e.harness import (
     AgentProcess,
     ChaosProxy,
     Population,
+    SteadySink,
     endpoint_slice,
     eventually,
     expected_frontends,
+    feed_client,
     service,
 )
 
@@ -102,12 +105,18 @@ async def test_no_steady_endpoint_is_ever_missing_through_cuts_restarts_compacti
             await asyncio.to_thread(populate)
             await in_step(agent, plane)
             missing: list[tuple[str, str]] = []
+            sink = SteadySink(population.steady)
             async with asyncio.TaskGroup() as group:
                 looking = group.create_task(watch_steady(agent, population.steady, missing), name="look")
+                following = group.create_task(feed_client(agent, sink).run(), name="follow the feed")
                 await cause_trouble(plane, proxy, agent, population)
+                await in_step(agent, plane)
                 looking.cancel()
+                following.cancel()
             assert missing == [], f"seed {SEED}"
-            await in_step(agent, plane)
+            assert sink.missing == [], f"seed {SEED}"
+            told = {(each.name, each.ip) for each in sink.known if isinstance(each, EndpointRecord)}
+            assert told >= set(population.steady.items())
 
 
 async def test_two_api_servers_one_killed_under_change(two_servers: ControlPlane, tmp_path: Path) -> None:
