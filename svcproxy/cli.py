@@ -163,7 +163,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "dns",
-        "svcproxy.workers.dns:main",
+        "svcproxy.supervisor.run:dns",
         "answer cluster DNS from the agent's feed (one role)",
         "Answers DNS on the configured addresses with what the agent of the same run directory publishes. It goes on\n"
         "with what it knows while no agent runs.",

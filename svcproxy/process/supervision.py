@@ -12,6 +12,8 @@ from svcproxy.process.identity import identity
 from svcproxy.process.privileges import Privileges
 
 STATUS_OCTETS_MAX = 1 << 20
+WORKER_VARIABLE = "SVCPROXY_WORKER"
+"""Tells a process of a role with several workers its number."""
 
 
 class RolePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@
 Each role gets the command line of `run` with its own verb, so that it reads and follows the configuration itself.
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 from svcproxy.config import Config
 from svcproxy.options import Launch
 from svcproxy.process.instance import RunDirectory
-from svcproxy.process.supervision import LaunchPlan, RolePlan
+from svcproxy.process.supervision import WORKER_VARIABLE, LaunchPlan, RolePlan
 
 _GRACE = 5.0
 """Seconds that a role has beyond `shutdown_timeout` before it is killed."""
@@ -22,16 +23,29 @@ _GRACE = 5.0
 
 def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
     """The plan for a configuration; `arguments` are those of `run`."""
-    roles = [RolePlan("agent", (*_python(), "svcproxy", "agent", *arguments))]
-    if config.dns.enabled:
-        argv = (*_python(), "svcproxy", "dns", *arguments)
-        roles += [
-            RolePlan(f"dns-{number}", argv, {"SVCPROXY_WORKER": str(number)}, group="dns")
-            for number in range(config.dns.workers)
-        ]
+    agent = RolePlan("agent", (*_python(), "svcproxy", "agent", *arguments))
+    workers = dns_roles(config, arguments) if config.dns.enabled else ()
+    return _plan(config, (agent, *workers), RunDirectory(Path(config.run_dir)).supervisor_status)
+
+
+def dns_plan(config: Config, arguments: list[str]) -> LaunchPlan:
+    """The plan of `svcproxy dns` with several workers; `arguments` are those of `dns`."""
+    return _plan(config, dns_roles(config, arguments), Path(config.run_dir) / "dns-supervisor.json")
+
+
+def dns_roles(config: Config, arguments: list[str]) -> tuple[RolePlan, ...]:
+    """A process for each of `dns.workers`."""
+    argv = (*_python(), "svcproxy", "dns", *arguments)
+    return tuple(
+        RolePlan(f"dns-{number}", argv, {WORKER_VARIABLE: str(number)}, group="dns")
+        for number in range(config.dns.workers)
+    )
+
+
+def _plan(config: Config, roles: tuple[RolePlan, ...], status_file: Path) -> LaunchPlan:
     return LaunchPlan(
-        roles=tuple(roles),
-        status_file=str(RunDirectory(Path(config.run_dir)).supervisor_status.absolute()),
+        roles=roles,
+        status_file=str(status_file.absolute()),
         stop_timeout=config.shutdown_timeout + _GRACE,
         log=config.log,
     )
@@ -53,6 +67,17 @@ def main(launch: Launch) -> NoReturn:
     config = launch.load()
     RunDirectory(Path(config.run_dir)).prepare()
     exec_supervisor(launch_plan(config, sys.argv[sys.argv.index("run") + 1 :]))
+
+
+def dns(launch: Launch) -> int:
+    """Be the only DNS worker, or one of several, or become the supervisor of several."""
+    config = launch.load()
+    if WORKER_VARIABLE not in os.environ and config.dns.workers > 1:
+        RunDirectory(Path(config.run_dir)).prepare()
+        exec_supervisor(dns_plan(config, sys.argv[sys.argv.index("dns") + 1 :]))
+    # Loaded here, for a supervisor needs none of it.
+    worker = importlib.import_module("svcproxy.workers.dns")
+    return int(worker.main(launch))
 
 
 def _python() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from svcproxy.process.follow import ConfigFollower, FileFollower
 from svcproxy.process.instance import Instance, RunDirectory
 from svcproxy.process.limits import raise_file_limit
 from svcproxy.process.succession import Succession
+from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.worker import DnsWorker
@@ -41,8 +42,6 @@ RESTART_WANTED = 75
 """Exit code that asks whoever supervises for an immediate restart (EX_TEMPFAIL): the configuration changed."""
 WARM_TIMEOUT = 10.0
 """Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
-WORKER_VARIABLE = "SVCPROXY_WORKER"
-"""Set by the supervisor: the number of this worker process among `dns.workers`."""
 
 
 def role_directory(run_dir: str, number: int) -> Path:
