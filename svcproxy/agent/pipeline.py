@@ -39,6 +39,9 @@ BACKLOG_MAX = 20_000
 """Objects waiting to be taken in; beyond it the source waits, for they are taken in before its call returns."""
 TRIGGERS_MAX = 10_000
 """Changes whose way to the data plane is timed at once; further ones are not timed."""
+REFUSED_RETRIES = (0.1, 1.0, 5.0)
+"""Seconds after which refused frontends are tried again at the beginning of a turn: a dead predecessor's sockets may
+not be closed yet. Then they wait for the next resync or change of the node's addresses."""
 RESYNC_RETRY = 1.0
 """Seconds between attempts to find out what the data plane holds."""
 FAMILIES = {AddressType.IPV4: Family.IPV4, AddressType.IPV6: Family.IPV6}
@@ -117,6 +120,9 @@ class Pipeline:
         self._triggers: list[Trigger] = []
         self._to_program = asyncio.Event()
         self._announced_refusals: dict[FrontendKey, str] = {}
+        self._addresses: frozenset[str] = frozenset()
+        self._addresses_changed = False
+        """Frontends that were refused may be possible now, and the other way round."""
 
     # --- ObjectSink
 
@@ -155,6 +161,11 @@ class Pipeline:
     def node_changed(self, node: NodeView) -> None:
         """The node's addresses, zone or name changed."""
         self._updated(self.frontends.node_changed(node))
+        if node.addresses != self._addresses:
+            self._addresses = node.addresses
+            self._addresses_changed = True
+            if self._pending is not None:
+                self._to_program.set()
 
     # --- tasks
 
@@ -177,11 +188,17 @@ class Pipeline:
 
     async def program(self, dataplane: Dataplane, resync_interval: Callable[[], float]) -> None:
         """Keep the data plane in step after `program_all`, until cancelled."""
+        soon = list(REFUSED_RETRIES)
         while True:
+            again = soon.pop(0) if soon and dataplane.refused else resync_interval()
             try:
-                async with asyncio.timeout(resync_interval()):
+                async with asyncio.timeout(again):
                     await self._to_program.wait()
             except TimeoutError:
+                await self._resync(dataplane, first=False)
+                continue
+            if self._addresses_changed:
+                self._addresses_changed = False
                 await self._resync(dataplane, first=False)
             else:
                 await self._program_pending(dataplane)

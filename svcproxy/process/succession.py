@@ -10,13 +10,14 @@ never take turns, and a new instance that crashes leaves the node to the old one
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from socket import socket
 from typing import Protocol
 
 from svcproxy.errors import HandoverError
 from svcproxy.process.handover import HandoverServer, HasDescriptor, take
 from svcproxy.process.instance import Instance, RunDirectory
-from svcproxy.process.lock import NodeLock
+from svcproxy.process.lock import POLL_INTERVAL, NodeLock
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Succession:
                     tenant = make_tenant()
                     await tenant.start({})
                 await self._serve(tenant)
-                self._log_stand_by()
+                await self._give_way()
                 tenant = None
         finally:
             self._lock.release()
@@ -95,6 +96,14 @@ class Succession:
             await self._lock.wait()
         log.info("took over", extra={"from": holder.name})
         return tenant
+
+    async def _give_way(self) -> None:
+        """Let the successor, which has the sockets, take the lock; if it died meanwhile, go on after `LOCK_TIMEOUT`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOCK_TIMEOUT):
+                while self._lock.holder() is None:  # noqa: ASYNC110  # the successor is another process
+                    await asyncio.sleep(POLL_INTERVAL)
+        self._log_stand_by()
 
     def _log_stand_by(self) -> None:
         holder = self._lock.holder()

@@ -7,6 +7,7 @@ agent runs; before it has ever known one, what it cannot know is SERVFAIL.
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -42,6 +43,10 @@ RESTART_WANTED = 75
 """Exit code that asks whoever supervises for an immediate restart (EX_TEMPFAIL): the configuration changed."""
 WARM_TIMEOUT = 10.0
 """Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
+BIND_PATIENCE = 5.0
+"""Seconds to wait for an address that is in use."""
+BIND_RETRY = 0.02
+"""Seconds between two attempts at it."""
 
 
 def role_directory(run_dir: str, number: int) -> Path:
@@ -68,9 +73,23 @@ class DnsTenant:
                 taken.close()
         missing = wanted - {socket_name(each).partition("/")[2] for each in sockets}
         if missing:
-            sockets += bind_listeners(sorted(missing), shared=self._config.dns.workers > 1)
+            sockets += await self._bind(sorted(missing))
         await self._worker.start(sockets)
         log.info("answering", extra={"listen": ", ".join(sorted({socket_name(each) for each in sockets}))})
+
+    async def _bind(self, listen: list[str]) -> list[socket]:
+        """Sockets on addresses; one that is in use is tried again for `BIND_PATIENCE`.
+
+        The kernel lets go of a dead holder's lock before it has closed all of its sockets. Raises `OSError`.
+        """
+        deadline = asyncio.get_running_loop().time() + BIND_PATIENCE
+        while True:
+            try:
+                return bind_listeners(listen, shared=self._config.dns.workers > 1)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(BIND_RETRY)
 
     def sockets(self) -> Mapping[str, socket]:
         """By protocol and address."""

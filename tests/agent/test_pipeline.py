@@ -266,3 +266,16 @@ async def test_a_stand_by_keeps_no_deltas_and_starts_its_turn_with_everything() 
     assert bench.pipeline.pending is False
     await bench.pipeline.program_all(later)
     assert later.table == bench.pipeline.frontends.table
+
+
+async def test_refused_frontends_are_tried_again_soon_and_when_the_nodes_addresses_change() -> None:
+    bench = Bench()
+    bench.plane.refuse(key(1), "address in use")
+    async with running(bench):
+        bench.listed([service(1)], [endpoints(1, "10.0.0.1")])
+        await turns(lambda: bool(bench.notes.programmings))
+        assert key(1) not in bench.plane.in_force
+        bench.plane.admit(key(1))
+        bench.pipeline.node_changed(NodeView("n1", addresses=frozenset({"192.0.2.7"})))
+        await turns(lambda: key(1) in bench.plane.in_force)
+    assert isinstance(bench.plane.calls[-1], FrontendTable)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roles as processes, on manifests: what a kill, a successor and a changed configuration do to those they serve."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dnslib
+import pytest
+
+from svcproxy.client.connection import ClientError, StatusClient, find_instance
+
+TIMEOUT = 30.0
+QNAME = "web.shop.svc.cluster.local."
+
+MANIFEST = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 127.96.0.20, ports: [{name: http, port: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 9000}]
+endpoints: [{addresses: [127.97.0.1]}]
+"""
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        signal.sigtimedwait([], 0.02)  # other processes are waited for, so there is nothing to be told by
+
+
+class World:
+    """A directory with manifests and a configuration, and the processes that use it."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.directory = directory
+        self.run_dir = directory / "run"
+        self.config = directory / "config.yaml"
+        (directory / "manifests").mkdir()
+        (directory / "manifests" / "web.yaml").write_text(MANIFEST)
+        self.tree: dict[str, Any] = {
+            "node_name": "n1",
+            "run_dir": str(self.run_dir),
+            "state_dir": str(directory / "state"),
+            "shutdown_timeout": 1,
+            "kube": {"manifests": str(directory / "manifests")},
+            "dataplane": {"mode": "none"},
+            "dns": {"listen": [f"127.0.0.1:{self.port}"]},
+            "admin": {"health_listen": None, "metrics_listen": None},
+        }
+        self.write_config()
+        self.children: list[subprocess.Popen[bytes]] = []
+
+    def write_config(self, text: str | None = None) -> None:
+        following = self.config.with_suffix(".next")
+        following.write_text(text if text is not None else json.dumps(self.tree))
+        following.rename(self.config)
+
+    def start(self, verb: str, instance: str = "") -> subprocess.Popen[bytes]:
+        with (self.directory / f"{verb}{instance}.log").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "svcproxy", verb, "--config", str(self.config)],
+                env=os.environ | {"SVCPROXY_INSTANCE": instance},
+                stdout=log,
+                stderr=log,
+            )
+        self.children.append(child)
+        return child
+
+    def log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text()
+
+    def ask(self, path: str, role: str = "", instance: str = "") -> Any:
+        with contextlib.suppress(ClientError, OSError):
+            found = find_instance(self.run_dir / role, instance)
+            return json.loads(StatusClient(found.admin_socket).ask(path).body)
+        return None
+
+    def ready(self, role: str = "", instance: str = "") -> bool:
+        return bool((self.ask("/readyz", role, instance) or {}).get("ready"))
+
+    def resolves(self) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(1)
+            client.connect(("127.0.0.1", self.port))
+            try:
+                client.send(dnslib.DNSRecord.question(QNAME).pack())
+                return [str(record.rdata) for record in dnslib.DNSRecord.parse(client.recv(512)).rr] == ["127.96.0.20"]
+            except OSError:
+                return False
+
+    def roles(self) -> dict[str, Any]:
+        return {role["name"]: role for role in (self.ask("/v1/status") or {}).get("roles", ())}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    for child in made.children:
+        child.kill()
+        child.wait()
+
+
+def test_a_killed_agent_leaves_dns_answering_and_comes_back(world: World) -> None:
+    world.start("run")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both roles are ready")
+    agent = world.roles()["agent"]["pid"]
+    os.kill(agent, signal.SIGKILL)
+    assert world.resolves()
+    eventually(lambda: world.roles().get("agent", {}).get("restarts") == 1, "the agent is started again")
+    eventually(world.ready, "the agent is ready again")
+    assert world.resolves()
+
+
+def test_a_killed_dns_worker_costs_the_agent_nothing(world: World) -> None:
+    world.start("run")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both roles are ready")
+    before = world.roles()
+    os.kill(before["dns-0"]["pid"], signal.SIGKILL)
+    eventually(lambda: world.ready("dns-0") and world.resolves(), "DNS answers again")
+    after = world.roles()
+    assert after["agent"]["pid"] == before["agent"]["pid"]
+    assert after["dns-0"]["restarts"] == 1
+
+
+def test_a_killed_supervisor_leaves_nobody(world: World) -> None:
+    supervisor = world.start("run")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both roles are ready")
+    pids = [role["pid"] for role in world.roles().values()]
+    supervisor.kill()
+    supervisor.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the roles have gone")
+
+
+async def test_no_query_is_lost_while_one_dns_worker_takes_over_from_another(world: World) -> None:
+    world.start("agent")
+    old = world.start("dns", "old")
+    await asyncio.to_thread(eventually, lambda: world.ready("dns-0", "old"), "the old worker serves")
+    stop, asked, answered = asyncio.Event(), 0, 0
+
+    async def client() -> None:
+        nonlocal asked, answered
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.setblocking(False)
+            udp.connect(("127.0.0.1", world.port))
+            while not stop.is_set():
+                asked += 1
+                await loop.sock_sendall(udp, dnslib.DNSRecord.question(QNAME).pack())
+                async with asyncio.timeout(5):
+                    answer = await loop.sock_recv(udp, 512)
+                answered += len(dnslib.DNSRecord.parse(answer).rr)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(client(), name=f"client-{number}")
+        world.start("dns", "new")
+        await asyncio.to_thread(eventually, lambda: world.ready("dns-0", "new"), "the new worker serves")
+        assert world.ask("/readyz", "dns-0", "old")["waiting"] is True
+        old.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(old.wait, TIMEOUT) == 0
+        stop.set()
+    assert asked == answered > 100
+
+
+def test_a_new_dns_worker_that_dies_leaves_the_node_to_the_old_one(world: World) -> None:
+    world.start("agent")
+    world.start("dns", "old")
+    eventually(lambda: world.ready("dns-0", "old"), "the old worker serves")
+    new = world.start("dns", "new")
+    eventually(lambda: world.ready("dns-0", "new"), "the new worker serves")
+    new.kill()
+    eventually(lambda: world.ready("dns-0", "old") and world.resolves(), "the old worker serves again")
+
+
+def test_a_bad_configuration_is_named_and_the_good_one_stays(world: World) -> None:
+    agent = world.start("agent")
+    eventually(world.ready, "the agent is ready")
+    world.write_config("node_name: [1]\ndns: {ttl: 99999}\nnonsense: 1\n")
+    eventually(lambda: len(world.ask("/v1/status")["configErrors"]) == 3, "each error is in status")
+    assert any("config.yaml:2" in error and "dns.ttl" in error for error in world.ask("/v1/status")["configErrors"])
+    assert agent.poll() is None
+    world.tree["log"] = {"level": "debug"}
+    world.write_config()
+    eventually(lambda: world.ask("/v1/status")["configErrors"] == [], "the error is gone")
+    eventually(lambda: "configuration changed" in world.log("agent"), "a live key takes effect without a restart")
+    assert agent.poll() is None
+
+
+def test_a_key_that_is_not_live_restarts_the_role(world: World) -> None:
+    world.start("run")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both roles are ready")
+    world.tree["dns"]["ttl"] = 7
+    world.write_config()
+    eventually(lambda: world.roles().get("dns-0", {}).get("restarts") == 1, "the worker is started again")
+    eventually(lambda: world.ready("dns-0") and world.resolves(), "it answers")
+
+
+def test_an_unusable_configuration_ends_everything_with_2(world: World) -> None:
+    world.tree["dns"]["ttl"] = -1
+    world.write_config()
+    assert world.start("run").wait(TIMEOUT) == 2
+    assert "dns.ttl" in world.log("run")
