@@ -12,7 +12,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import time
 import uuid
 from contextlib import suppress
@@ -31,9 +30,8 @@ from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
 from svcproxy.agent.tenancy import AgentTenant, Parts, check_mode
-from svcproxy.config import LIVE, Config, changed_keys
 from svcproxy.dataplane.contract import Dataplane
-from svcproxy.errors import ConfigError, StateError
+from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
 from svcproxy.feed.frames import SourceState
 from svcproxy.feed.publisher import Publisher
@@ -49,9 +47,8 @@ from svcproxy.names.records import Record
 from svcproxy.options import Launch
 from svcproxy.process import logs
 from svcproxy.process.addresses import AddressFollower
-from svcproxy.process.follow import ConfigFollower, FileFollower
-from svcproxy.process.instance import GROUP_SOCKET_MODE, Instance, RunDirectory
-from svcproxy.process.limits import raise_file_limit
+from svcproxy.process.instance import GROUP_SOCKET_MODE
+from svcproxy.process.role import Life, Place, live
 from svcproxy.process.sockets import Peer, listen_unix
 from svcproxy.process.state import SnapshotWriter, StateSnapshot, read_state
 from svcproxy.process.succession import Succession
@@ -59,8 +56,6 @@ from svcproxy.process.supervision import read_status
 
 log = logging.getLogger(__name__)
 
-RESTART_WANTED = 75
-"""Exit code that asks whoever supervises for an immediate restart (EX_TEMPFAIL): the configuration changed."""
 STATE_FILE = "state"
 PRELOAD_PER_TURN = 64
 """Objects of the saved state taken in between two turns of the loop."""
@@ -74,13 +69,11 @@ _NAMED_KINDS = frozenset({Service, EndpointSlice, Namespace})
 class Agent:
     """One instance of the role."""
 
-    def __init__(self, launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> None:
-        self._launch = launch
-        self._config = config
-        self._run = run
-        self._instance = instance
-        self._stopping = asyncio.Event()
-        self._exit_code = 0
+    def __init__(self, life: Life, place: Place) -> None:
+        config = life.config
+        self._life = life
+        self._run = place.run
+        self._instance = place.instance
         self._addresses: frozenset[str] = frozenset()
         self._tenant: AgentTenant | None = None
         self._lists_seen: dict[str, int] = {}
@@ -119,26 +112,24 @@ class Agent:
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a configuration that needs a restart; returns the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        self._life.end_on_signals()
         async with self._admin.serve_socket(self._instance.paths.admin_socket):
             await self._preload()
             async with asyncio.TaskGroup() as group:
                 tasks = self._start(group)
-                await self._stopping.wait()
-                log.info("stopping", extra={"exit_code": self._exit_code})
+                await self._life.ended()
                 self._state.holds_node = False
                 if self._tenant is not None:
                     await self._tenant.stop()
+                await self._parts.end_earlier()
                 for task in tasks:
                     task.cancel()
             await self._writer.close()
-        return self._exit_code
+        return self._life.exit_code
 
     def _start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        parts = Parts(
-            config=lambda: self._config,
+        self._parts = parts = Parts(
+            config=lambda: self._life.config,
             pipeline=self._pipeline,
             admin=self._admin,
             checks=self._checks,
@@ -160,7 +151,7 @@ class Agent:
             "addresses": AddressFollower().run(self._addresses_changed),
             "feed": feed.run(listener),
             "state": self._writer.run() if self._cluster is not None else _nothing(),
-            "config": self._follow_config(),
+            "config": self._life.follow_config(),
             "housekeeping": self._keep_house(),
             "succession": succession.run(self._pipeline.complete, make_tenant),
         }
@@ -181,7 +172,7 @@ class Agent:
     # --- parts
 
     def _make_cluster_source(self) -> ClusterSource:
-        config = self._config
+        config = self._life.config
         try:
             self._snapshot = read_state(Path(config.state_dir) / STATE_FILE, time.time(), config.state.max_age)
         except StateError as exc:
@@ -190,16 +181,17 @@ class Agent:
 
     def _make_state(self) -> AgentState:
         return AgentState(
-            config=self._config,
+            config=self._life.config,
             clock=now,
             started=now(),
             instance=self._instance.paths.name,
-            node_name=self._config.node_name,
+            node_name=self._life.config.node_name,
             store=self._store,
             table=self._frontends.table,
         )
 
     def _fill_state(self) -> None:
+        self._life.changed = self._config_changed
         state = self._state
         state.sources = self._source.status
         state.conflicts = lambda: self._frontends.conflicts
@@ -211,7 +203,7 @@ class Agent:
         state.latencies = self._observer.latencies
         state.roles = self._roles
         if self._cluster is not None:
-            state.silence_timeout = self._config.kube.silence_timeout
+            state.silence_timeout = self._life.config.kube.silence_timeout
             state.node_required = True
 
     # --- what happens
@@ -229,19 +221,19 @@ class Agent:
         self._view_changed()
 
     def _view_changed(self) -> None:
-        view = node_view(self._config.node_name, self._own_node(), self._addresses)
+        view = node_view(self._life.config.node_name, self._own_node(), self._addresses)
         if view != self._state.node:
             self._state.node = view
             self._pipeline.node_changed(view)
 
     def _own_node(self) -> Node | None:
-        return self._store.nodes.get(NamespacedName("", self._config.node_name))
+        return self._store.nodes.get(NamespacedName("", self._life.config.node_name))
 
     def _pod_cidrs(self) -> tuple[str, ...]:
-        return pod_cidrs(self._config.dataplane.cluster_cidrs, self._own_node())
+        return pod_cidrs(self._life.config.dataplane.cluster_cidrs, self._own_node())
 
     def _source_kind(self, ip: str) -> SourceKind:
-        return source_kind(ip, self._state.node or NodeView(self._config.node_name), self._pod_cidrs())
+        return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
@@ -305,31 +297,9 @@ class Agent:
             for each in read_status(self._run.supervisor_status)
         ]
 
-    # --- configuration
-
-    async def _follow_config(self) -> None:
-        if self._launch.config_file is None:
-            return
-        follower = ConfigFollower(self._launch.load, self._config, self._config_changed, self._config_refused)
-        await follower.run(FileFollower(self._launch.config_file))
-
-    def _config_changed(self, old: Config, new: Config) -> None:
-        self._state.config_errors = ()
-        changed = changed_keys(old, new)
-        restart = [key for key in changed if key not in LIVE]
-        if restart:
-            log.info("configuration changed, restarting", extra={"keys": ", ".join(restart)})
-            self._exit_code = RESTART_WANTED
-            self._stopping.set()
-            return
-        log.info("configuration changed", extra={"keys": ", ".join(changed)})
-        self._config = self._state.config = new
-        logs.configure(new.log, "agent")
-
-    def _config_refused(self, error: ConfigError) -> None:
-        self._state.config_errors = tuple(map(str, error.problems))
-        for problem in error.problems:
-            log.error("configuration refused, the last good one stays", extra={"cause": str(problem)})
+    def _config_changed(self) -> None:
+        self._state.config = self._life.config
+        self._state.config_errors = self._life.config_errors
 
 
 async def _nothing() -> None:
@@ -348,17 +318,10 @@ def main(launch: Launch) -> int:
     logs.configure(config.log, "agent")
     check_mode(config.dataplane.mode)
     gc.set_threshold(*GC_THRESHOLDS)
-    raise_file_limit()
     with suppress(OSError):  # the writer of the state says what is wrong, and tries again
         Path(config.state_dir).mkdir(0o700, parents=True, exist_ok=True)
-    run = RunDirectory(Path(config.run_dir))
-    instance = run.open_instance(os.environ.get("SVCPROXY_INSTANCE", ""))
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(launch, config, run, instance))
-    finally:
-        instance.close()
 
+    async def role(place: Place) -> int:
+        return await Agent(Life("agent", launch, config), place).run()
 
-async def _run(launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> int:
-    return await Agent(launch, config, run, instance).run()
+    return live(Path(config.run_dir), role, uvloop.new_event_loop)

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
@@ -41,6 +41,15 @@ class Parts:
     group: asyncio.TaskGroup
     """Owns the tasks of every turn."""
     dataplane_chosen: Callable[[Dataplane], None]
+    earlier: set[asyncio.Task[None]] = field(default_factory=set)
+    """Data planes of earlier turns, each with connections that go on."""
+
+    async def end_earlier(self) -> None:
+        """Let the connections of earlier turns end for `shutdown_timeout`, then close them."""
+        if self.earlier:
+            await asyncio.wait(self.earlier, timeout=self.config().shutdown_timeout)
+        for task in self.earlier:
+            task.cancel()
 
 
 class AgentTenant:
@@ -83,7 +92,9 @@ class AgentTenant:
         self._end_tasks()
         if self._userspace is not None:
             self._userspace.release()
-            self._parts.group.create_task(_outlive(self._userspace), name="connections of an earlier turn")
+            outliving = self._parts.group.create_task(_outlive(self._userspace), name="connections of an earlier turn")
+            self._parts.earlier.add(outliving)
+            outliving.add_done_callback(self._parts.earlier.discard)
             self._userspace = None
 
     async def stop(self) -> None:

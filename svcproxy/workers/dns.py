@@ -11,7 +11,6 @@ import errno
 import gc
 import logging
 import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from socket import SOCK_DGRAM, socket
@@ -20,7 +19,7 @@ import uvloop
 
 from svcproxy import api
 from svcproxy.admin.server import serve_health
-from svcproxy.config import LIVE, Config, changed_keys
+from svcproxy.config import Config
 from svcproxy.errors import ConfigError, Problem
 from svcproxy.feed.client import FeedClient
 from svcproxy.feed.codec import NAMES
@@ -28,9 +27,8 @@ from svcproxy.feed.subscriber import FeedState, Subscriber
 from svcproxy.names.records import Record
 from svcproxy.options import Launch
 from svcproxy.process import logs
-from svcproxy.process.follow import ConfigFollower, FileFollower
-from svcproxy.process.instance import Instance, RunDirectory
-from svcproxy.process.limits import raise_file_limit
+from svcproxy.process.instance import RunDirectory
+from svcproxy.process.role import Life, Place, live
 from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics
@@ -39,14 +37,14 @@ from svcproxy_dns.worker import DnsWorker
 
 log = logging.getLogger(__name__)
 
-RESTART_WANTED = 75
-"""Exit code that asks whoever supervises for an immediate restart (EX_TEMPFAIL): the configuration changed."""
 WARM_TIMEOUT = 10.0
 """Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
 BIND_PATIENCE = 5.0
 """Seconds to wait for an address that is in use."""
 BIND_RETRY = 0.02
 """Seconds between two attempts at it."""
+OWN_KEYS = frozenset({"dns", "log", "run_dir", "shutdown_timeout"})
+"""Top-level keys that concern the role."""
 
 
 def role_directory(run_dir: str, number: int) -> Path:
@@ -110,13 +108,11 @@ def socket_name(each: socket) -> str:
 class DnsRole:
     """One worker process."""
 
-    def __init__(self, launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> None:
-        self._launch = launch
-        self._config = config
+    def __init__(self, life: Life, place: Place) -> None:
+        config, run = life.config, place.run
+        self._life = life
         self._run = run
-        self._instance = instance
-        self._stopping = asyncio.Event()
-        self._exit_code = 0
+        self._instance = place.instance
         self._serves = False
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
@@ -127,35 +123,32 @@ class DnsRole:
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a configuration that needs a restart; returns the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        self._life.end_on_signals()
         path = self._instance.paths.admin_socket
         async with serve_health(path, self._livez, self._readyz, self._metrics.render), asyncio.TaskGroup() as group:
             succession = Succession(self._run, self._instance, self._lock_changed)
             work = {
                 "feed": self._feed.run(),
-                "config": self._follow_config(),
-                "succession": succession.run(self._warm, lambda: DnsTenant(self._config, self._worker, group)),
+                "config": self._life.follow_config(),
+                "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
-            patience = loop.call_later(WARM_TIMEOUT, self._serve_unwarmed)
-            await self._stopping.wait()
-            log.info("stopping", extra={"exit_code": self._exit_code})
+            patience = asyncio.get_running_loop().call_later(WARM_TIMEOUT, self._serve_unwarmed)
+            await self._life.ended()
             patience.cancel()
             self._serves = False
-            await self._worker.drain(self._config.shutdown_timeout)
+            await self._worker.drain(self._life.config.shutdown_timeout)
             for task in tasks:
                 task.cancel()
         self._worker.close()
-        return self._exit_code
+        return self._life.exit_code
 
     # --- feed
 
     def _feed_path(self) -> Path:
-        active = RunDirectory(Path(self._config.run_dir)).active()
+        active = RunDirectory(Path(self._life.config.run_dir)).active()
         if active is None:
-            raise FileNotFoundError(f"no agent in {self._config.run_dir}")
+            raise FileNotFoundError(f"no agent in {self._life.config.run_dir}")
         return active.feed_socket
 
     def _feed_changed(self, state: FeedState) -> None:
@@ -194,35 +187,6 @@ class DnsRole:
             reasons=tuple(reasons),
         )
 
-    # --- configuration
-
-    async def _follow_config(self) -> None:
-        if self._launch.config_file is None:
-            return
-        follower = ConfigFollower(self._launch.load, self._config, self._config_changed, _config_refused)
-        await follower.run(FileFollower(self._launch.config_file))
-
-    def _config_changed(self, old: Config, new: Config) -> None:
-        changed = [key for key in changed_keys(old, new) if key.partition(".")[0] in _OWN_KEYS]
-        restart = [key for key in changed if key not in LIVE]
-        if restart:
-            log.info("configuration changed, restarting", extra={"keys": ", ".join(restart)})
-            self._exit_code = RESTART_WANTED
-            self._stopping.set()
-            return
-        self._config = new
-        logs.configure(new.log, "dns")
-        if changed:
-            log.info("configuration changed", extra={"keys": ", ".join(changed)})
-
-
-_OWN_KEYS = frozenset({"dns", "log", "run_dir", "shutdown_timeout"})
-
-
-def _config_refused(error: ConfigError) -> None:
-    for problem in error.problems:
-        log.error("configuration refused, the last good one stays", extra={"cause": str(problem)})
-
 
 def main(launch: Launch) -> int:
     """Run one worker process of the role; returns the exit code."""
@@ -231,16 +195,9 @@ def main(launch: Launch) -> int:
     number = os.environ.get(WORKER_VARIABLE, "0")
     if not number.isascii() or not number.isdigit():
         raise ConfigError([Problem(f"not a number: {number!r}", path=WORKER_VARIABLE)])
-    run = RunDirectory(role_directory(config.run_dir, int(number)))
-    instance = run.open_instance(os.environ.get("SVCPROXY_INSTANCE", ""))
-    try:
-        raise_file_limit()
-        gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(launch, config, run, instance))
-    finally:
-        instance.close()
+    gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
 
+    async def role(place: Place) -> int:
+        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place).run()
 
-async def _run(launch: Launch, config: Config, run: RunDirectory, instance: Instance) -> int:
-    return await DnsRole(launch, config, run, instance).run()
+    return live(role_directory(config.run_dir, int(number)), role, uvloop.new_event_loop)

@@ -220,3 +220,53 @@ def test_an_unusable_configuration_ends_everything_with_2(world: World) -> None:
     world.write_config()
     assert world.start("run").wait(TIMEOUT) == 2
     assert "dns.ttl" in world.log("run")
+
+
+@contextlib.contextmanager
+def echo_server(ip: str, port: int) -> Iterator[None]:
+    """A back-end that sends back what it gets, in a process of its own."""
+    code = (
+        "import socketserver as s\n"
+        "class H(s.BaseRequestHandler):\n"
+        "    def handle(self):\n"
+        "        while data := self.request.recv(100): self.request.sendall(data)\n"
+        "class T(s.ThreadingTCPServer): allow_reuse_address = daemon_threads = True\n"
+        f"T(('{ip}', {port}), H).serve_forever()\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_connection_outlives_the_take_over_and_the_predecessor_still_ends(world: World) -> None:
+    world.tree["dataplane"]["mode"] = "userspace"
+    world.write_config()
+    old = world.start("agent", "old")
+    eventually(lambda: world.ready("", "old"), "the old agent serves")
+    with echo_server("127.97.0.1", 9000):
+
+        def exchange(client: socket.socket) -> bool:
+            client.sendall(b"hello")
+            return client.recv(100) == b"hello"
+
+        def works() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.96.0.20", 8080), 1) as client:
+                return exchange(client)
+            return False
+
+        eventually(works, "the Service answers")
+        with socket.create_connection(("127.96.0.20", 8080), 5) as established:
+            assert exchange(established)
+            new = world.start("agent", "new")
+            eventually(lambda: world.ready("", "new"), "the new agent serves")
+            assert world.ask("/readyz", "", "old")["waiting"] is True
+            assert exchange(established), "relayed by the old agent"
+            assert works(), "accepted by the new agent"
+            old.send_signal(signal.SIGTERM)
+            assert old.wait(TIMEOUT) == 0
+            assert works()
+        new.send_signal(signal.SIGTERM)
+        assert new.wait(TIMEOUT) == 0
