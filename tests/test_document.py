@@ -197,7 +197,8 @@ def test_json_reads_back(tree: Any, ascii_only: bool) -> None:
     if not document.problems:
         assert builtins(document.root) == tree
     else:
-        escaped_pair = ascii_only and any(f"\\ud{digit}" in text for digit in "89ab")
+        # Pairs are joined in objects and lists, as JSON has them; a document that is one string is YAML.
+        escaped_pair = isinstance(tree, str) and any(f"\\ud{digit}" in text for digit in "89ab")
         assert escaped_pair or not ascii_only, "only what is outside YAML's set may be refused"
 
 
