@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ class World:
         following.write_text(text if text is not None else json.dumps(self.tree))
         following.rename(self.config)
 
-    def start(self, verb: str, instance: str = "") -> subprocess.Popen[bytes]:
+    def start(self, verb: str, instance: str = "", prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         with (self.directory / f"{verb}{instance}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "svcproxy", verb, "--config", str(self.config)],
+                [*prefix, sys.executable, "-m", "svcproxy", verb, "--config", str(self.config)],
                 env=os.environ | {"SVCPROXY_INSTANCE": instance},
                 stdout=log,
                 stderr=log,
@@ -270,3 +271,25 @@ def test_a_connection_outlives_the_take_over_and_the_predecessor_still_ends(worl
             assert works()
         new.send_signal(signal.SIGTERM)
         assert new.wait(TIMEOUT) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
+def test_each_role_runs_as_a_user_of_its_own(world: World) -> None:
+    """They share a group; the worker's directory is made for it beforehand."""
+    group, agent_user, dns_user = 4242, 4343, 4344
+    for path, owner in ((world.run_dir, agent_user), (world.run_dir / "dns-0", dns_user)):
+        path.mkdir(mode=0o750)
+        os.chown(path, owner, group)
+    (world.directory / "state").mkdir()
+    os.chown(world.directory / "state", agent_user, group)
+    for parent in [world.directory, *world.directory.parents]:
+        if parent != Path(tempfile.gettempdir()) and parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o011)  # so that other users get to what is theirs
+
+    def as_user(uid: int) -> list[str]:
+        return ["setpriv", f"--reuid={uid}", f"--regid={group}", "--clear-groups"]
+
+    world.start("agent", prefix=as_user(agent_user))
+    world.start("dns", prefix=as_user(dns_user))
+    eventually(lambda: world.ready() and world.ready("dns-0") and world.resolves(), "both serve, each as itself")
+    assert [each["name"] for each in world.ask("/v1/status")["workers"]] == ["dns-0"]
