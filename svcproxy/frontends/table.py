@@ -116,55 +116,6 @@ def diff(old: FrontendTable, new: FrontendTable) -> FrontendDelta:
     )
 
 
-def merge(first: FrontendDelta, second: FrontendDelta) -> FrontendDelta:
-    """One delta that does what `first` and then `second` do."""
-    frontends = {frontend.key: frontend for frontend in first.frontends}
-    removed = dict.fromkeys(first.removed)
-    for frontend in second.frontends:
-        frontends[frontend.key] = frontend
-        removed.pop(frontend.key, None)
-    for key in second.removed:
-        frontends.pop(key, None)
-        removed[key] = None
-    checks = {check.service: check for check in first.health_checks}
-    checks_removed = dict.fromkeys(first.health_checks_removed)
-    for check in second.health_checks:
-        checks[check.service] = check
-        checks_removed.pop(check.service, None)
-    for service in second.health_checks_removed:
-        checks.pop(service, None)
-        checks_removed[service] = None
-    return FrontendDelta(
-        frontends=tuple(frontends.values()),
-        removed=tuple(removed),
-        backends=_merge_backends(first.backends, second.backends),
-        node_port_addresses=(
-            first.node_port_addresses if second.node_port_addresses is None else second.node_port_addresses
-        ),
-        health_checks=tuple(checks.values()),
-        health_checks_removed=tuple(checks_removed),
-    )
-
-
-def _merge_backends(
-    first: tuple[BackendSetDelta, ...], second: tuple[BackendSetDelta, ...]
-) -> tuple[BackendSetDelta, ...]:
-    merged = {change.key: change for change in first}
-    for change in second:
-        if (earlier := merged.get(change.key)) is None:
-            merged[change.key] = change
-            continue
-        added, removed = dict.fromkeys(earlier.added), dict.fromkeys(earlier.removed)
-        for backend in change.removed:
-            added.pop(backend, None)
-            removed[backend] = None
-        for backend in change.added:
-            removed.pop(backend, None)
-            added[backend] = None
-        merged[change.key] = BackendSetDelta(change.key, tuple(added), tuple(removed))
-    return tuple(merged.values())
-
-
 def _diff_mapping(old: Mapping[K, V], new: Mapping[K, V]) -> tuple[tuple[V, ...], list[K]]:
     """Values that are new or changed, and keys that went."""
     return tuple(value for key, value in new.items() if old.get(key) != value), [key for key in old if key not in new]

@@ -7,10 +7,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from svcproxy.frontends.buffer import DeltaBuffer
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
-from svcproxy.frontends.table import FrontendTable, diff, merge
+from svcproxy.frontends.table import FrontendTable
 from svcproxy.model import Changes, Endpoint, EndpointSlice, NamespacedName, Service, Store, Touched
 from tests.frontends.oracle import from_scratch
 from tests.frontends.world import (
@@ -161,7 +162,7 @@ def test_incremental_equals_from_scratch(steps: list[Step], options: FrontendOpt
 def test_deltas_merge_and_none_touches_what_stays(steps: list[Step]) -> None:
     world = World()
     start = world.table.copy()
-    total = diff(start, start)
+    total = DeltaBuffer()
     for step in steps:
         before = world.table.copy()
         update = step(world)
@@ -169,8 +170,8 @@ def test_deltas_merge_and_none_touches_what_stays(steps: list[Step]) -> None:
         for change in delta.backends:
             stays = before.backends.get(change.key, set()) & world.table.backends.get(change.key, set())
             assert not stays & (set(change.added) | set(change.removed))
-        total = merge(total, delta)
-    start.apply(total)
+        total.put(delta)
+    start.apply(total.take())
     assert start == world.table
 
 

@@ -15,7 +15,7 @@ from svcproxy.frontends.keys import (
     Scope,
     ServicePortName,
 )
-from svcproxy.frontends.table import FrontendTable, diff, merge
+from svcproxy.frontends.table import FrontendTable, diff
 from svcproxy.model import NamespacedName
 from svcproxy.model.meta import Family, Protocol
 
@@ -52,12 +52,6 @@ def test_applying_the_difference_leads_there(a: FrontendTable, b: FrontendTable)
 @given(TABLES)
 def test_no_difference_is_no_delta(a: FrontendTable) -> None:
     assert not diff(a, a.copy())
-
-
-@given(TABLES, TABLES, TABLES)
-def test_merging_two_deltas_does_what_both_do(a: FrontendTable, b: FrontendTable, c: FrontendTable) -> None:
-    a.apply(merge(diff(a, b), diff(b, c)))
-    assert a == c
 
 
 @given(TABLES, TABLES)
