@@ -45,7 +45,7 @@ class NamespacedName(msgspec.Struct, frozen=True, gc=False, order=True, array_li
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-class ObjectMeta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class ObjectMeta(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """The metadata kept of every object. Kinds that use labels or annotations extend it by just those."""
 
     name: str

@@ -6,7 +6,7 @@ import msgspec
 from svcproxy.model.meta import NamespacedName, ObjectMeta
 
 
-class Namespace(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class Namespace(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A Namespace; only its existence is used."""
 
     metadata: ObjectMeta

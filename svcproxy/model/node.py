@@ -6,19 +6,19 @@ import msgspec
 from svcproxy.model.meta import NamespacedName, ObjectMeta
 
 
-class NodeLabels(msgspec.Struct, frozen=True, gc=False):
+class NodeLabels(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The labels used."""
 
     zone: str | None = msgspec.field(default=None, name="topology.kubernetes.io/zone")
 
 
-class NodeMeta(ObjectMeta, frozen=True, gc=False, rename="camel"):
+class NodeMeta(ObjectMeta, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """Metadata of a Node."""
 
     labels: NodeLabels | None = None
 
 
-class NodeAddress(msgspec.Struct, frozen=True, gc=False):
+class NodeAddress(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One address of a Node."""
 
     type: str
@@ -26,26 +26,26 @@ class NodeAddress(msgspec.Struct, frozen=True, gc=False):
     address: str
 
 
-class Taint(msgspec.Struct, frozen=True, gc=False):
+class Taint(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One taint of a Node."""
 
     key: str
 
 
-class NodeSpec(msgspec.Struct, frozen=True, gc=False):
+class NodeSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The part of a Node's spec that is used."""
 
     pod_cidrs: tuple[str, ...] | None = msgspec.field(default=None, name="podCIDRs")
     taints: tuple[Taint, ...] | None = None
 
 
-class NodeStatus(msgspec.Struct, frozen=True, gc=False):
+class NodeStatus(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The part of a Node's status that is used."""
 
     addresses: tuple[NodeAddress, ...] | None = None
 
 
-class Node(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A Node."""
 
     metadata: NodeMeta

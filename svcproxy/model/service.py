@@ -20,20 +20,20 @@ class ServiceType(StrEnum):
     EXTERNAL_NAME = "ExternalName"
 
 
-class ServiceLabels(msgspec.Struct, frozen=True, gc=False):
+class ServiceLabels(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The labels used."""
 
     proxy_name: str | None = msgspec.field(default=None, name="service.kubernetes.io/service-proxy-name")
     """Present with any value, even empty: another proxy serves this Service."""
 
 
-class ServiceMeta(ObjectMeta, frozen=True, gc=False, rename="camel"):
+class ServiceMeta(ObjectMeta, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """Metadata of a Service."""
 
     labels: ServiceLabels | None = None
 
 
-class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class ServicePort(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """One entry of `spec.ports`."""
 
     port: PortNumber
@@ -42,38 +42,38 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     node_port: PortNumber = 0
 
 
-class ClientIPConfig(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class ClientIPConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """`sessionAffinityConfig.clientIP`."""
 
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(msgspec.Struct, frozen=True, gc=False):
+class SessionAffinityConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """`spec.sessionAffinityConfig`."""
 
     client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
 
 
-class LoadBalancerIngress(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class LoadBalancerIngress(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """One entry of `status.loadBalancer.ingress`; entries with only a hostname have no `ip`."""
 
     ip: str | None = None
     ip_mode: str | None = None
 
 
-class LoadBalancerStatus(msgspec.Struct, frozen=True, gc=False):
+class LoadBalancerStatus(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """`status.loadBalancer`."""
 
     ingress: tuple[LoadBalancerIngress, ...] | None = None
 
 
-class ServiceStatus(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class ServiceStatus(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """The part of a Service's status that is used."""
 
     load_balancer: LoadBalancerStatus | None = None
 
 
-class ServiceSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class ServiceSpec(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """The part of a Service's spec that is used."""
 
     type: ServiceType = ServiceType.CLUSTER_IP
@@ -91,7 +91,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     load_balancer_source_ranges: tuple[str, ...] | None = None
 
 
-class Service(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class Service(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """A Service."""
 
     metadata: ServiceMeta

@@ -16,28 +16,28 @@ class AddressType(StrEnum):
     FQDN = "FQDN"
 
 
-class SliceLabels(msgspec.Struct, frozen=True, gc=False):
+class SliceLabels(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The labels used."""
 
     service_name: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
     managed_by: str | None = msgspec.field(default=None, name="endpointslice.kubernetes.io/managed-by")
 
 
-class SliceAnnotations(msgspec.Struct, frozen=True, gc=False):
+class SliceAnnotations(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The annotations used."""
 
     trigger_time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
     """RFC 3339: when the Pod or Service change happened that led to this slice."""
 
 
-class SliceMeta(ObjectMeta, frozen=True, gc=False, rename="camel"):
+class SliceMeta(ObjectMeta, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """Metadata of an EndpointSlice."""
 
     labels: SliceLabels | None = None
     annotations: SliceAnnotations | None = None
 
 
-class EndpointConditions(msgspec.Struct, frozen=True, gc=False):
+class EndpointConditions(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """`endpoints[].conditions` as sent; the properties apply the API's defaults for null."""
 
     ready: bool | None = None
@@ -60,26 +60,26 @@ class EndpointConditions(msgspec.Struct, frozen=True, gc=False):
         return self.terminating is True
 
 
-class HintTarget(msgspec.Struct, frozen=True, gc=False):
+class HintTarget(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One entry of `hints.forZones` or `hints.forNodes`."""
 
     name: str
 
 
-class EndpointHints(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class EndpointHints(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """`endpoints[].hints`; absent and empty lists both mean no hint."""
 
     for_zones: tuple[HintTarget, ...] | None = None
     for_nodes: tuple[HintTarget, ...] | None = None
 
 
-class TargetRef(msgspec.Struct, frozen=True, gc=False):
+class TargetRef(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The Pod behind an endpoint."""
 
     name: str = ""
 
 
-class Endpoint(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class Endpoint(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """One endpoint of a slice; only its first address is used (discovery/v1 makes more undefined)."""
 
     addresses: tuple[str, ...]
@@ -90,7 +90,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     target_ref: TargetRef | None = None
 
 
-class EndpointPort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class EndpointPort(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """One port that all endpoints of a slice offer. A null name or port makes the entry unusable."""
 
     name: str | None = None
@@ -99,7 +99,7 @@ class EndpointPort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """Null means TCP."""
 
 
-class EndpointSlice(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class EndpointSlice(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """An EndpointSlice."""
 
     metadata: SliceMeta
