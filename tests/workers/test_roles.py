@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -45,13 +46,25 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         signal.sigtimedwait([], 0.02)  # other processes are waited for, so there is nothing to be told by
 
 
+def free_port() -> int:
+    """A port that is free for UDP and TCP, and below those that the kernel gives to clients: it is bound anew later."""
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            contextlib.suppress(OSError),
+        ):
+            udp.bind(("127.0.0.1", port))
+            tcp.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 class World:
     """A directory with manifests and a configuration, and the processes that use it."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.directory = directory
         self.run_dir = directory / "run"
         self.config = directory / "config.yaml"
