@@ -86,7 +86,8 @@ async def populate(plane: ControlPlane, services: int, endpoints: int) -> None:
 
         async def write() -> None:
             for number in numbers:
-                service = {"metadata": {"name": f"s{number}"}, "spec": {"ports": [{"name": "http", "port": 80}]}}
+                spec = {"clusterIP": f"10.97.{number >> 8}.{number & 255}", "ports": [{"name": "http", "port": 80}]}
+                service = {"metadata": {"name": f"s{number}"}, "spec": spec}
                 for path, body in ((SERVICES, service), (SLICES, slice_of(number, endpoints))):
                     async with session.post(plane.url + path, json=body) as answer:
                         assert answer.status == 201, await answer.text()
