@@ -70,7 +70,7 @@ class FixedChain(StrEnum):
     REJECT = "reject"
 
 
-class BackendChain(msgspec.Struct, frozen=True, gc=False, order=True):
+class BackendChain(msgspec.Struct, frozen=True, gc=False):
     """A chain that sends to one of `size` backends. There is one per value in use, whoever uses it."""
 
     form: Form

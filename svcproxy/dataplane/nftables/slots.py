@@ -76,9 +76,7 @@ class Slots:
             self._fill_from_the_end(hole, before)
         self._keep_index()
         size = len(self._backends)
-        slots = {
-            slot: (old, self._backends[slot] if slot < size else None) for slot, old in sorted(before.items())
-        }
+        slots = {slot: (old, self._backends[slot] if slot < size else None) for slot, old in sorted(before.items())}
         return SlotChange(size_before, size, slots, tuple(coming), tuple(leaving))
 
     def _find(self, backend: Backend) -> int | None:
