@@ -145,29 +145,36 @@ def assert_decides(kernel: Kernel, table: FrontendTable) -> None:
                 assert met is expected, (frontend, kind)
 
 
-def possible(frontend: Frontend, tables: Iterable[FrontendTable], kinds: Iterable[SourceKind]) -> set[Backend]:
-    return {
-        backend
-        for table in tables
-        for kind in kinds
-        for backend in table.backends_of(frontend, scope_for(frontend, kind))
-    }
+def takers(table: FrontendTable, ip: str, protocol: Protocol, port: int) -> list[Frontend]:
+    """The frontends that a packet might be for; the first is the one that takes it."""
+    keys: list[FrontendKey] = [Address(ip, protocol, port)]
+    if ip in table.node_port_addresses:
+        keys.append(NodePort(family_of(ip), protocol, port))
+    return [table.frontends[key] for key in keys if key in table.frontends]
 
 
 def assert_never_misses(kernel: Kernel, phases: Phases, old: FrontendTable, new: FrontendTable) -> None:
-    """Run the phases one operation at a time, and look at every frontend in between."""
+    """Run the phases one operation at a time, and look at every frontend in between.
+
+    A packet that found its verdict before a phase is looked at in every instant of that phase as well. Where a
+    frontend itself changes, its backends may be those of either set; otherwise just those of old and new decision.
+    """
     watched = []
     for ip, protocol, port in sorted(destinations(old)):
-        before, after = lookup(old, ip, protocol, port), lookup(new, ip, protocol, port)
-        if before is None or after is None:
+        before, after = takers(old, ip, protocol, port), takers(new, ip, protocol, port)
+        if not before or not after:
             continue
         for kind, source in SOURCES[family_of(ip)].items():
-            kinds = [kind] if before == after else list(SourceKind)
-            backends = possible(before, (old,), kinds) | possible(after, (new,), kinds)
-            if before != after:
-                backends |= possible(before, (new,), kinds) | possible(after, (old,), kinds)
-            refusals = {outcome(old, before, kind), outcome(new, after, kind)} - {None}
-            watched.append((Packet(source, ip, protocol, port), backends, refusals, before == after))
+            same = before == after
+            backends = {
+                backend
+                for frontend in (before[:1] if same else {*before, *after})
+                for table in (old, new)
+                for scope in ([scope_for(frontend, kind)] if same else Scope)
+                for backend in table.backends_of(frontend, scope)
+            }
+            refusals = {outcome(old, before[0], kind), outcome(new, after[0], kind)}
+            watched.append((Packet(source, ip, protocol, port), backends, refusals, same))
     for operations in phases.in_order():
         in_flight = [kernel.verdict(packet) for packet, *_ in watched]
         for operation in operations:
