@@ -51,7 +51,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A table as it is, or was when it went."""
+    """A table as it is, or one that went, of which the kernel says the name only."""
 
     removed: bool
     table: Table
