@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The encoder and the sockets against a real kernel, with nft 1.0.6 to say what the kernel has."""
 
+import asyncio
 import errno
 import json
 import socket
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -79,6 +82,19 @@ def listed(node: Namespace, table: Table) -> object:
 
 def marks(numbers: Iterable[int]) -> list[Element]:
     return [Element(number.to_bytes(4), number.to_bytes(4)) for number in numbers]
+
+
+@contextmanager
+def borrowed(owner: Kernel | Watch) -> Iterator[socket.socket]:
+    """The socket, for what its owner does not do."""
+    with socket.fromfd(owner.fileno(), socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+        yield sock
+
+
+def shrink(owner: Kernel | Watch, buffer: int, octets: int) -> None:
+    """The kernel doubles what it is told."""
+    with borrowed(owner) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, buffer, octets)
 
 
 def frontend(number: int, protocol: int = 6) -> bytes:
@@ -235,10 +251,7 @@ def test_an_owned_table_is_its_owners_until_that_closes(node: Namespace, kernel:
 def test_what_is_too_large_for_a_batch_is_loaded_in_several(kernel: Kernel) -> None:
     assert kernel.commit(BASE) == Committed()
     requests = list(nft.new_elements(TABLE, "marks", marks(range(20_000))))
-    # The kernel doubles what it is told, and keeps some for itself.
-    with socket.socket(fileno=kernel.fileno()) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 60_000)
-        sock.detach()
+    shrink(kernel, socket.SO_SNDBUF, 60_000)
     assert kernel.commit(requests) == Rejected((Failure(None, errno.EMSGSIZE),))
     assert kernel.load(requests) == Loaded(len(requests))
     assert len(kernel.elements(TABLE, "marks") or ()) == 20_000
@@ -248,6 +261,42 @@ def test_what_is_too_large_for_a_batch_is_loaded_in_several(kernel: Kernel) -> N
     assert [(each.index, each.errno) for each in loaded.failures] == [(len(requests) + 1, errno.ENOENT)]
     assert loaded.in_force < len(requests) + 1
     assert "n2" not in {each.name for each in kernel.chains(TABLE)}
+
+
+def test_answers_to_what_was_given_up_are_passed_over(kernel: Kernel) -> None:
+    with borrowed(kernel) as sock:
+        sock.send(nft.encode(nft.get_generation(), 0xFFFFFF))
+        sock.send(nft.batch([nft.delete_chain(TABLE, "n9")], 0xFFFFFF))
+        assert kernel.commit(BASE) == Committed()
+        sock.send(nft.encode(nft.get_generation(), 0xFFFFFF))
+        assert len(kernel.chains(TABLE)) == 1
+
+
+def test_lost_answers_are_a_loss_and_the_next_is_understood(kernel: Kernel) -> None:
+    assert kernel.commit(BASE) == Committed()
+    shrink(kernel, socket.SO_RCVBUF, 4096)
+    with pytest.raises(DataplaneLost, match="No buffer space"):
+        kernel.commit([nft.delete_chain(TABLE, "n9") for _ in range(1000)])
+    assert kernel.commit([nft.new_chain(TABLE, "n2")]) == Committed()
+    assert len(kernel.chains(TABLE)) == 2
+
+
+LOAD = """
+from tests.netns import test_nft_transaction as t
+with t.Kernel() as kernel:
+    requests = [*t.BASE, *t.nft.new_elements(t.TABLE, "marks", t.marks(range(20_000)))]
+    print(kernel.load(requests))
+"""
+
+
+def test_small_buffers_do_where_large_ones_are_not_allowed(node: Namespace) -> None:
+    said = node.run("unshare", "-rn", sys.executable, "-c", LOAD)
+    assert said.strip() == str(Loaded(len(BASE) + 20))
+
+
+def test_without_privileges_every_batch_is_refused(node: Namespace) -> None:
+    said = node.run("setpriv", "--bounding-set", "-all", sys.executable, "-c", LOAD)
+    assert said.strip() == str(Loaded(0, (Failure(None, errno.EPERM),)))
 
 
 def test_nothing_is_committed_without_asking(kernel: Kernel) -> None:
@@ -299,11 +348,22 @@ def test_foreign_changes_are_heard_of_and_own_ones_are_not(node: Namespace, kern
         assert heard[-1] == "nft"
 
 
+async def test_a_watch_wakes_a_loop(node: Namespace, kernel: Kernel) -> None:
+    woken = asyncio.Event()
+    with node.entered(), Watch(kernel.port) as watch:
+        asyncio.get_running_loop().add_reader(watch.fileno(), woken.set)
+        try:
+            node.run("nft", "add table ip other")
+            async with asyncio.timeout(10):
+                await woken.wait()
+        finally:
+            asyncio.get_running_loop().remove_reader(watch.fileno())
+        assert summary(watch.changes()) == [(False, "table"), "nft"]
+
+
 def test_changes_that_could_not_be_kept_are_a_loss(node: Namespace, kernel: Kernel) -> None:
     with node.entered(), Watch(0) as watch:
-        with socket.socket(fileno=watch.fileno()) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.detach()
+        shrink(watch, socket.SO_RCVBUF, 4096)
         assert kernel.commit([*BASE, *nft.new_elements(TABLE, "marks", marks(range(5000)))]) == Committed()
         with pytest.raises(DataplaneLost, match="No buffer space"):
             list(watch.changes())

@@ -7,11 +7,12 @@ than IPv4 and IPv6, and kinds of objects that are not used here, are passed over
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
 from svcproxy.dataplane.nftables.expressions import NFPROTO, Code, Verdict
-from svcproxy.dataplane.nftables.messages import Element, Kind, Table, TableFlag
+from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, Kind, Table, TableFlag
 from svcproxy.dataplane.nftables.netlink import (
     NLM_F_DUMP_INTR,
     NLMSG_DONE,
@@ -78,7 +79,7 @@ class ObjectState:
     """References, as far as the kernel says."""
 
 
-class StoredElement(msgspec.Struct, frozen=True):
+class StoredElement(msgspec.Struct, frozen=True, gc=False):
     """An element as it is, with what time and traffic have made of it."""
 
     element: Element
@@ -220,10 +221,12 @@ def _value(payload: bytes) -> bytes:
 
 def _data(payload: bytes) -> bytes | Verdict:
     said = dict(attributes(payload))
-    return _verdict(dict(attributes(said[2]))) if 2 in said else said.get(1, b"")
+    return _verdict(said[2]) if 2 in said else said.get(1, b"")
 
 
-def _verdict(said: dict[int, bytes]) -> Verdict:
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _verdict(payload: bytes) -> Verdict:
+    said = dict(attributes(payload))
     number = _number(said, 1)
     code = number - (1 << 32) if number >> 31 else number & _VERDICT_MASK
     try:

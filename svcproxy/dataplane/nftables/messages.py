@@ -166,7 +166,7 @@ class Set:
     """Names the set within its batch. Rules that use the name do not need it to be unique."""
 
 
-class Element(msgspec.Struct, frozen=True):
+class Element(msgspec.Struct, frozen=True, gc=False):
     """An element of a set or map."""
 
     key: bytes

@@ -35,7 +35,7 @@ from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
 
 SEND_BUFFER_OCTETS = 16 << 20
-"""Asked for with SO_SNDBUFFORCE; a batch has to fit. 60,000 elements make 6 MB."""
+"""A batch has to fit. An element takes about 50 octets in it."""
 RECEIVE_BUFFER_OCTETS = 4 << 20
 """For the answers to a batch in which everything fails, and for changes that wait to be heard of."""
 DATAGRAM_OCTETS = 1 << 17
@@ -95,7 +95,7 @@ class Kernel:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._sock = _open(RECEIVE_BUFFER_OCTETS)
+        self._sock = _open()
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -121,7 +121,8 @@ class Kernel:
     def commit(self, requests: Sequence[Request]) -> Committed | Rejected:
         """Put all of the requests in force, or none.
 
-        A batch too large for the socket or the memory is `Rejected` with EMSGSIZE, ENOBUFS or ENOMEM and no index.
+        A batch too large for the socket or the memory is `Rejected` with EMSGSIZE, ENOBUFS or ENOMEM and no index,
+        any batch of a process without CAP_NET_ADMIN with EPERM and no index.
         """
         if not requests:
             return Committed()
@@ -213,7 +214,6 @@ class Kernel:
                 raise DataplaneLost(f"{request.kind.name}: the list has no end")
             if not interrupted:
                 return listed
-            self._drain()
         raise DataplaneLost(f"{request.kind.name}: {LIST_ATTEMPTS} lists in a row changed while they were written")
 
     def _outcome(self, requests: Sequence[Request], first: int) -> Committed | Rejected:
@@ -252,13 +252,12 @@ class Kernel:
     def _answers(self, sequence: int) -> Iterator[Answer]:
         return (answer for answer in self._waiting() if answer.sequence == sequence)
 
-    def _drain(self) -> None:
-        """Pass over what is left of a list that was given up."""
-        for _ in self._waiting():
-            pass
-
     def _waiting(self) -> Iterator[Answer]:
-        return _waiting(self._sock)
+        try:
+            yield from _waiting(self._sock)
+        except DataplaneLost:
+            _empty(self._sock)  # what is left would keep the next answers out
+            raise
 
 
 class Watch:
@@ -270,7 +269,7 @@ class Watch:
 
     def __init__(self, own_port: int) -> None:
         """Listen to all but the socket of that port (`Kernel.port`). Raises OSError."""
-        self._sock = _open(RECEIVE_BUFFER_OCTETS)
+        self._sock = _open()
         try:
             _drop_messages_of(self._sock, own_port)
             self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
@@ -309,13 +308,13 @@ _SO_ATTACH_FILTER = 26
 _TOO_LARGE = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _open(receive_octets: int) -> socket.socket:
-    """A socket to the netfilter subsystem. Raises OSError: EPERM without CAP_NET_ADMIN, EPROTONOSUPPORT without it."""
+def _open() -> socket.socket:
+    """A socket to the netfilter subsystem. Raises OSError: EPROTONOSUPPORT where the kernel has none."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     try:
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, SEND_BUFFER_OCTETS)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_octets)
+        _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_OCTETS)
+        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_OCTETS)
         sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         sock.bind((0, 0))
@@ -323,6 +322,14 @@ def _open(receive_octets: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _enlarge(sock: socket.socket, forced: int, allowed: int, octets: int) -> None:
+    """Have a buffer of that size or, in a user namespace, as much of it as the host's net.core limits allow."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, octets)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, allowed, octets)
 
 
 def _waiting(sock: socket.socket) -> Iterator[Answer]:
@@ -341,6 +348,17 @@ def _waiting(sock: socket.socket) -> Iterator[Answer]:
         except DecodeError as exc:
             raise DataplaneLost(f"netlink: {exc}") from exc
     raise DataplaneLost(f"netlink: more than {MAX_DATAGRAMS} datagrams at once")
+
+
+def _empty(sock: socket.socket) -> None:
+    """Pass over what the socket holds, whatever it is."""
+    for _ in range(MAX_DATAGRAMS):
+        try:
+            sock.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            continue  # ENOBUFS: there is more behind it
 
 
 def _failure(requests: Sequence[Request], index: int, report: ErrorReport) -> Failure:
