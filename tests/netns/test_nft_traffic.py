@@ -14,6 +14,7 @@ from svcproxy.dataplane.nftables.expressions import (
     Base,
     Expression,
     Meta,
+    compare,
     counter,
     dnat,
     goto,
@@ -21,6 +22,7 @@ from svcproxy.dataplane.nftables.expressions import (
     meta,
     numgen_random,
     payload,
+    port_unreachable,
     vmap,
 )
 from svcproxy.dataplane.nftables.messages import (
@@ -40,7 +42,7 @@ from svcproxy.dataplane.nftables.messages import (
 )
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family, Protocol
-from svcproxy.testing.traffic import Client, Server, serving
+from svcproxy.testing.traffic import Client, Met, Server, serving
 from tests.netns.namespaces import Namespace
 
 pytestmark = pytest.mark.netns
@@ -140,6 +142,24 @@ async def test_one_rule_serves_tcp_and_udp(cluster: tuple[Namespace, Namespace, 
         assert stored is not None
         assert {each.element: each.packets for each in stored} == dict.fromkeys(classes, FLOWS)
     assert "@ep" in node.run("nft", "list", "ruleset")
+
+
+@pytest.mark.parametrize("family", [pytest.param(each, id=each.label) for each in Family])
+async def test_a_nat_chain_refuses_at_once(cluster: tuple[Namespace, Namespace, Namespace], family: Family) -> None:
+    client, node, _ = cluster
+    table = Table(family, "svcproxy")
+    offset, octets = DADDR[family]
+    refusal = (
+        payload(Base.NETWORK, offset, octets, to=0),
+        compare(packed(VIP[family]), word=0),
+        port_unreachable(family),
+    )
+    with node.entered():
+        kernel = Kernel()
+    with kernel:
+        assert kernel.commit([*ruleset(table), nft.new_rule(table, "prerouting", refusal)]) == Committed()
+        for protocol in NUMBERS:
+            assert await ask(client, family, protocol) == Met.REFUSED
 
 
 async def ask(client: Namespace, family: Family, protocol: Protocol) -> str:

@@ -148,8 +148,8 @@ def test_what_was_put_in_is_listed(kernel: Kernel) -> None:
         "postrouting",
         "forward",
     }
-    assert len(kernel.sets(TABLE)) == 12
-    assert len(kernel.rules(TABLE)) == 25
+    assert len(kernel.sets(TABLE)) == 13
+    assert len(kernel.rules(TABLE)) == 28
     assert kernel.chains(TABLE6) == kernel.sets(TABLE6) == kernel.rules(TABLE6) == ()
 
 

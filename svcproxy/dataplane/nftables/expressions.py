@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
-from svcproxy.dataplane.nftables.netlink import attribute, nested, text, u32
+from svcproxy.dataplane.nftables.netlink import attribute, nested, text, u32, u64
 from svcproxy.model.meta import Family
 
 Expression = NewType("Expression", bytes)
@@ -55,6 +55,13 @@ class Ct(IntEnum):
     DST_IP = 20
     SRC_IP6 = 21
     DST_IP6 = 22
+
+
+class Fib(IntEnum):
+    """NFTA_FIB_F_*: whose route."""
+
+    SADDR = 0x1
+    DADDR = 0x2
 
 
 class Direction(IntEnum):
@@ -142,13 +149,13 @@ def set_ct(key: Ct, *, word: int) -> Expression:
     return _expression("ct", u32(2, key), _register(4, word))
 
 
-def fib_type(*, to: int) -> Expression:
-    """Load the RTN_* type of the route to the packet's destination address into word `to`, in host order."""
-    return _expression("fib", u32(3, _FIB_DADDR), u32(2, _FIB_RESULT_ADDRTYPE), _register(1, to))
+def fib_type(of: Fib, *, to: int) -> Expression:
+    """Load the RTN_* type of the route to an address of the packet into word `to`, in host order; 2 is local."""
+    return _expression("fib", u32(3, of), u32(2, _FIB_RESULT_ADDRTYPE), _register(1, to))
 
 
 def compare(value: bytes, *, word: int, op: Compare = Compare.EQ) -> Expression:
-    """Go on with the rule only if what starts in `word` compares so to `value`."""
+    """Go on with the rule only if what starts in `word` compares so to `value`, as far as that is long."""
     return _expression("cmp", _register(1, word), u32(2, op), _value(3, value))
 
 
@@ -209,12 +216,12 @@ def masquerade(*, flags: int = 0) -> Expression:
 
 
 def reset() -> Expression:
-    """Answer a TCP segment with a reset. In chains of type filter only."""
+    """Answer a TCP segment with a reset. In chains of any type, on every hook but postrouting."""
     return _expression("reject", u32(1, _TCP_RESET), attribute(2, b"\0"))
 
 
 def port_unreachable(family: Family) -> Expression:
-    """Answer with ICMP port unreachable. In chains of type filter only."""
+    """Answer with ICMP port unreachable. In chains of any type, on every hook but postrouting."""
     return _expression("reject", u32(1, _ICMP_UNREACHABLE), attribute(2, bytes((_PORT_UNREACHABLE[family],))))
 
 
@@ -223,13 +230,16 @@ def counter() -> Expression:
     return _expression("counter")
 
 
-def update(name: str, *, key: int, word: int | None = None, set_id: int = 0) -> Expression:
+def update(name: str, *, key: int, word: int | None = None, timeout_ms: int = 0, set_id: int = 0) -> Expression:
     """Put the key that starts in word `key` into the set, with what starts in `word` if it is a map.
+
+    A `timeout_ms` of 0 leaves the set's default.
 
     A key that is there keeps its value, only its time-out starts again; when the set is full the rule ends here.
     """
     mapped = b"" if word is None else _register(5, word)
-    return _expression("dynset", _register(4, key), mapped, u32(3, _DYNSET_UPDATE), *_set(1, 2, name, set_id))
+    timed = u64(6, timeout_ms) if timeout_ms else b""
+    return _expression("dynset", _register(4, key), mapped, u32(3, _DYNSET_UPDATE), timed, *_set(1, 2, name, set_id))
 
 
 RANDOM_PORTS = 0x04
@@ -239,7 +249,6 @@ FULLY_RANDOM_PORTS = 0x10
 
 _VERDICT_REGISTER = 0
 _FIB_RESULT_ADDRTYPE = 3
-_FIB_DADDR = 0x02
 _NUMGEN_RANDOM = 1
 _SNAT, _DNAT = 0, 1
 _DYNSET_UPDATE = 1

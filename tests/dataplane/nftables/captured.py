@@ -16,6 +16,7 @@ from svcproxy.dataplane.nftables.expressions import (
     Ct,
     Direction,
     Expression,
+    Fib,
     Meta,
     bitwise,
     compare,
@@ -62,7 +63,7 @@ CAPTURES = Path(__file__).parent / "captures"
 """Scripts for nft, and what it sends for each."""
 TABLE = Table(Family.IPV4, "svcproxy")
 TABLE6 = Table(Family.IPV6, "svcproxy")
-TCP, UDP = b"\x06", b"\x11"
+TCP, UDP, SCTP = b"\x06", b"\x11", b"\x84"
 
 
 def host(number: int) -> bytes:
@@ -107,6 +108,7 @@ SETS = (
         id=11,
     ),
     Set("ids", (IPV4_ADDR,), (MARK,), id=12),
+    Set("protocols", (INET_PROTO,), flags=SetFlag.CONSTANT, size=3, id=13),
 )
 
 RULES: tuple[tuple[str, tuple[Expression, ...]], ...] = (
@@ -125,7 +127,9 @@ RULES: tuple[tuple[str, tuple[Expression, ...]], ...] = (
         ),
     ),
     ("prerouting", (daddr(0), lookup("svccidr", word=0, set_id=5), verdict(DROP))),
-    ("prerouting", (fib_type(to=0), compare(host(2), word=0), verdict(ACCEPT))),
+    ("prerouting", (fib_type(Fib.DADDR, to=0), compare(host(2), word=0), verdict(ACCEPT))),
+    ("prerouting", (fib_type(Fib.SADDR, to=0), compare(host(2), word=0), verdict(ACCEPT))),
+    ("prerouting", (meta(Meta.IIFNAME, to=0), compare(b"cali", word=0), verdict(ACCEPT))),
     ("prerouting", (saddr(0), compare(bytes((10, 0, 0, 1)), word=0, op=Compare.NEQ), verdict(jump("n3")))),
     ("prerouting", (*KEY, lookup("masq", word=0, set_id=7), verdict(goto("n3")))),
     ("prerouting", (*KEY, lookup("masq", word=0, set_id=7, inverted=True), verdict(DROP))),
@@ -154,6 +158,15 @@ RULES: tuple[tuple[str, tuple[Expression, ...]], ...] = (
     ),
     ("output", (numgen_random(3, to=0, offset=0x100), set_meta(Meta.MARK, word=0))),
     ("output", (saddr(0), meta(Meta.MARK, to=1), meta(Meta.MARK, to=4), update("aff", key=0, word=4, set_id=11))),
+    (
+        "output",
+        (
+            saddr(0),
+            meta(Meta.MARK, to=1),
+            meta(Meta.MARK, to=4),
+            update("aff", key=0, word=4, timeout_ms=30_000, set_id=11),
+        ),
+    ),
     ("output", (saddr(0), lookup_to("ids", word=0, to=0, set_id=12), set_meta(Meta.MARK, word=0))),
     (
         "output",
@@ -226,6 +239,7 @@ IPV4 = (
     nft.new_chain(TABLE, "postrouting", Attachment("nat", Hook.POSTROUTING, 99)),
     nft.new_chain(TABLE, "forward", Attachment("filter", Hook.FORWARD, -110)),
     *(nft.new_set(TABLE, made) for made in SETS),
+    *nft.new_elements(TABLE, "protocols", [Element(TCP), Element(UDP), Element(SCTP)], set_id=13),
     *(nft.new_rule(TABLE, chain, expressions) for chain, expressions in RULES),
 )
 """`ipv4.nft`."""
