@@ -21,6 +21,7 @@ class Namespace:
         with _returning():
             _check(_libc.unshare(_CLONE_NEWNET))
             self.fd = _current()
+            Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")  # addresses serve at once
             self.ip("link", "set", "lo", "up")
 
     def __enter__(self) -> Self:

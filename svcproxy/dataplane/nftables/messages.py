@@ -319,9 +319,9 @@ def encode(request: Request, sequence: int, flags: int = 0) -> bytes:
 
 
 def batch(requests: Sequence[Request], sequence: int) -> bytes:
-    """A transaction: all or nothing. Request `n` has the sequence number `sequence + 1 + n`.
+    """A transaction: all or nothing. The kernel answers the last request and those that fail.
 
-    The kernel answers the last request and those that fail.
+    It takes the sequence numbers from `sequence` on, two more than there are requests; `position` undoes it.
     """
     last = len(requests) - 1
     parts = [frame(_BATCH_BEGIN, NLM_F_REQUEST, sequence, _BATCH_BODY)]
@@ -330,6 +330,11 @@ def batch(requests: Sequence[Request], sequence: int) -> bytes:
         parts.append(encode(request, wrapped(sequence + 1 + index), flags))
     parts.append(frame(_BATCH_END, NLM_F_REQUEST, wrapped(sequence + 2 + last), _BATCH_BODY))
     return b"".join(parts)
+
+
+def position(answered: int, sequence: int) -> int:
+    """Which request of the batch begun with `sequence` an answer is about; -1 is the batch as a whole."""
+    return wrapped(answered - sequence) - 1
 
 
 def batch_octets(requests: Iterable[Request]) -> int:

@@ -130,8 +130,9 @@ class Kernel:
         try:
             self._sock.send(messages.batch(requests, first))
         except OSError as exc:
-            # The kernel took nothing: what it thinks of a batch comes as an answer.
-            return Rejected((Failure(None, exc.errno or errno.EIO),))
+            if exc.errno not in _TOO_LARGE:
+                raise DataplaneLost(f"netlink: {exc.strerror}") from exc
+            return Rejected((Failure(None, exc.errno),))
         return self._outcome(requests, first)
 
     def load(self, requests: Sequence[Request]) -> Loaded:
@@ -221,7 +222,7 @@ class Kernel:
         failures: list[Failure] = []
         acknowledged = False
         for answer in self._waiting():
-            index = messages.wrapped(answer.sequence - first) - 1
+            index = messages.position(answer.sequence, first)
             if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
                 continue  # an answer to something given up
             report = answer.content.report

@@ -55,6 +55,7 @@ def test_a_batch_has_its_frame_and_one_acknowledgement() -> None:
     assert [each.kind for each in sent] == [0x10, 0xA0E, 0xA0E, 0xA0E, 0x11]
     assert [each.flags & 4 for each in sent] == [0, 0, 0, 4, 0]
     assert [each.sequence for each in sent] == [0xFFFFFFFE, 0xFFFFFFFF, 0, 1, 2]
+    assert [nft.position(each.sequence, 0xFFFFFFFE) for each in sent] == [-1, 0, 1, 2, 3]
     assert len(nft.batch(REMOVAL[:3], 7)) == nft.batch_octets(REMOVAL[:3])
 
 
