@@ -174,20 +174,6 @@ class Phases:
         return self.grow, self.flip, self.shrink
 
 
-def frontend_of(operation: Operation) -> FrontendKey | None:
-    """The frontend an operation is for; None for chains and for sets that frontends share."""
-    if isinstance(operation, EnsureChain):
-        return None
-    form = FORM_OF.get(operation.set)
-    if form is None:
-        return None
-    if form is Form.ADDRESS:
-        ip, protocol, port = operation.key[:3]
-        return Address(str(ip), Protocol(protocol), int(port))
-    protocol, port = operation.key[:2]
-    return NodePort(operation.family, Protocol(protocol), int(port))
-
-
 class FormSets(msgspec.Struct, frozen=True):
     """The sets of one form of frontend. Every key begins with the frontend."""
 
@@ -228,3 +214,27 @@ SETS_OF = {
 }
 FORM_OF = {name: form for form, sets in SETS_OF.items() for name in msgspec.structs.astuple(sets)}
 """The form of the frontends that a set is about; shared sets are absent."""
+
+
+def form_of(key: FrontendKey) -> Form:
+    """The form of a frontend."""
+    return Form.NODE_PORT if isinstance(key, NodePort) else Form.ADDRESS
+
+
+def prefix_of(key: FrontendKey) -> Key:
+    """What every key of the frontend's elements begins with; its family is that of the table."""
+    return (key.protocol, key.port) if isinstance(key, NodePort) else (key.ip, key.protocol, key.port)
+
+
+def frontend_of(operation: Operation) -> FrontendKey | None:
+    """The frontend an operation is for; None for chains and for sets that frontends share."""
+    if isinstance(operation, EnsureChain):
+        return None
+    form = FORM_OF.get(operation.set)
+    if form is None:
+        return None
+    if form is Form.ADDRESS:
+        ip, protocol, port = operation.key[:3]
+        return Address(str(ip), Protocol(protocol), int(port))
+    protocol, port = operation.key[:2]
+    return NodePort(operation.family, Protocol(protocol), int(port))

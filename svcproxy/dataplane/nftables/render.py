@@ -10,7 +10,7 @@ A change of one backend costs the frontends of its Service port; the size of set
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from svcproxy.dataplane.nftables.operations import (
     DeleteElement,
     EnsureChain,
     FixedChain,
-    Form,
     Goto,
     Key,
     Operation,
@@ -34,10 +33,12 @@ from svcproxy.dataplane.nftables.operations import (
     ReplaceElement,
     SetName,
     Verdict,
+    form_of,
+    prefix_of,
 )
 from svcproxy.dataplane.nftables.slots import BackendIds, SlotChange, Slots
 from svcproxy.dataplane.tracking import TrackedTable
-from svcproxy.frontends.addresses import contains, network
+from svcproxy.frontends.addresses import network
 from svcproxy.frontends.decision import SourceKind, decide, scope_for
 from svcproxy.frontends.keys import (
     Address,
@@ -94,10 +95,14 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 class Affinity:
     """What the Service ports with affinity of all families hold: numbers, and time-outs that have chains. One owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Mapping[tuple[ServicePortName, Family], BackendIds]) -> None:
+        """`ids`: what Service ports had before, taken up by those that still want it. Their port ids are distinct."""
+        self._before = dict(ids)
         self._ports: dict[tuple[ServicePortName, Family], BackendIds] = {}
         self._frontends: Counter[tuple[ServicePortName, Family]] = Counter()
         self._taken: dict[Family, set[int]] = {family: set() for family in Family}
+        for (_, family), each in self._before.items():
+            self._taken[family].add(each.port_id)
         self._next: dict[Family, int] = dict.fromkeys(Family, 0)
         self._timeouts: set[int] = set()
 
@@ -112,16 +117,29 @@ class Affinity:
         """Count a frontend in; False if the numbers for Service ports are used up."""
         port, taken = (name, family), self._taken[family]
         if port not in self._ports:
-            if len(taken) == PORT_IDS:
+            if port in self._before:
+                self._ports[port] = self._before.pop(port)
+            elif len(taken) < PORT_IDS:
+                self._ports[port] = BackendIds(self._number(family))
+            else:
                 return False
-            number = self._next[family]
-            while number in taken:
-                number = (number + 1) % PORT_IDS
-            taken.add(number)
-            self._next[family] = (number + 1) % PORT_IDS
-            self._ports[port] = BackendIds(number)
         self._frontends[port] += 1
         return True
+
+    def _number(self, family: Family) -> int:
+        """A free number for a Service port; they go round before one is used again."""
+        number, taken = self._next[family], self._taken[family]
+        while number in taken:
+            number = (number + 1) % PORT_IDS
+        taken.add(number)
+        self._next[family] = (number + 1) % PORT_IDS
+        return number
+
+    def forget_unused(self) -> None:
+        """Give up what was held before and nobody took up."""
+        for (_, family), ids in self._before.items():
+            self._taken[family].remove(ids.port_id)
+        self._before.clear()
 
     def let_go(self, name: ServicePortName, family: Family) -> None:
         """Count a frontend out; with the last one all ids go."""
@@ -157,14 +175,22 @@ class Renderer:
     What it returns has to be done, in order; if it was not, the kernel is brought back by comparison with `elements`.
     """
 
-    def __init__(self, hairpin_cidrs: Iterable[str] = ()) -> None:
-        """`hairpin_cidrs`: where pods of this node have addresses; none given, every backend may be one."""
-        self._hairpin_cidrs = tuple(hairpin_cidrs)
+    def __init__(
+        self,
+        hairpin_cidrs: Iterable[str] = (),
+        chains: Iterable[tuple[Family, BackendChain]] = (),
+        ids: Mapping[tuple[ServicePortName, Family], BackendIds] | None = None,
+    ) -> None:
+        """`hairpin_cidrs`: where pods of this node have addresses; none given, every backend may be one.
+
+        `chains`: those that are in the kernel; `ids`: what Service ports with affinity had, see `adoption`.
+        """
+        self._may_be_here = _within(hairpin_cidrs)
         self._tracked = TrackedTable()
         self._slots: dict[BackendSetKey, Slots] = {}
         self._plans: dict[FrontendKey, Plan] = {}
-        self._affinity = Affinity()
-        self._chains: set[tuple[Family, BackendChain]] = set()
+        self._affinity = Affinity(ids or {})
+        self._chains = set(chains)
         self._cluster_ips: Counter[str] = Counter()
         self._backend_ips: Counter[str] = Counter()
 
@@ -207,6 +233,7 @@ class Renderer:
         for set_key in changes:
             if not self._slots[set_key]:
                 del self._slots[set_key]
+        self._affinity.forget_unused()
         return Rendered(script.phases(), stale, compromised)
 
     def elements(self) -> Iterator[AddElement]:
@@ -219,14 +246,21 @@ class Renderer:
             yield AddElement(family_of(ip), SetName.CLUSTER_IPS, (ip,))
         for ip in self._backend_ips:
             yield AddElement(family_of(ip), SetName.HAIRPIN, (ip, ip))
-        for plan in self._plans.values():
-            script = _Script(set())
-            _render_plan(script, plan.key, None, plan)
-            for pool in plan.pools:
-                wanted = self._pool_elements(plan.key, pool, enumerate(self._slots.get(pool.backends, ())))
-                script.turn(plan.key.family, {}, wanted)
-            for phase in script.phases().in_order():
-                yield from (operation for operation in phase if isinstance(operation, AddElement))
+        for key in self._plans:
+            yield from self.elements_of(key)
+
+    def elements_of(self, key: FrontendKey) -> Iterator[AddElement]:
+        """Those of them that begin with the frontend; none if it is not there."""
+        plan = self._plans.get(key)
+        if plan is None:
+            return
+        script = _Script(set())
+        _render_plan(script, key, None, plan)
+        for pool in plan.pools:
+            wanted = self._pool_elements(key, pool, enumerate(self._slots.get(pool.backends, ())))
+            script.turn(key.family, {}, wanted)
+        for phase in script.phases().in_order():
+            yield from (operation for operation in phase if isinstance(operation, AddElement))
 
     def chains(self) -> Iterator[EnsureChain]:
         """Every backend chain that a verdict led to so far."""
@@ -257,9 +291,6 @@ class Renderer:
             if self._may_be_here(ip):
                 script.count(self._backend_ips, ip, by, SetName.HAIRPIN, (ip, ip))
 
-    def _may_be_here(self, ip: str) -> bool:
-        return not self._hairpin_cidrs or any(contains(cidr, ip) for cidr in self._hairpin_cidrs)
-
     def _release(self, changes: Mapping[BackendSetKey, SlotChange], let_go: Iterable[Plan]) -> tuple[int, ...]:
         """Give back the ids of backends that are in neither set any more, then those of whole Service ports."""
         stale = []
@@ -284,16 +315,16 @@ class Renderer:
         if frontend is None:
             return None
         timeout = self._affinity_timeout(frontend, old, compromised)
-        sets = SETS_OF[_form(key)]
+        sets = SETS_OF[form_of(key)]
+        scopes = sorted({scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)})
         near = self._verdict(frontend, SourceKind.POD, timeout)
-        far = self._verdict(frontend, SourceKind.OTHER, timeout)
+        far = near if len(scopes) == 1 else self._verdict(frontend, SourceKind.OTHER, timeout)
         if near == far:
             verdicts = [(sets.verdict, near)]
         else:
-            verdicts = [(sets.verdict, Goto(split(_form(key)))), (sets.near, near), (sets.far, far)]
+            verdicts = [(sets.verdict, Goto(split(form_of(key)))), (sets.near, near), (sets.far, far)]
         if frontend.source_ranges is not None:
-            verdicts = [(sets.verdict, Goto(firewall(_form(key)))), (sets.admitted, verdicts[0][1]), *verdicts[1:]]
-        scopes = sorted({scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)})
+            verdicts = [(sets.verdict, Goto(firewall(form_of(key)))), (sets.admitted, verdicts[0][1]), *verdicts[1:]]
         masquerade = None
         if frontend.kind.external:
             masquerade = sets.masq if frontend.policy is TrafficPolicy.CLUSTER else sets.masq_node
@@ -330,7 +361,7 @@ class Renderer:
         outcome = decide(self.table, frontend, source)
         if isinstance(outcome, Refusal):
             return _REJECT if outcome is Refusal.REJECT else DROP
-        return Goto(BackendChain(_form(frontend.key), outcome.scope, len(self._slots[outcome]), timeout))
+        return Goto(BackendChain(form_of(frontend.key), outcome.scope, len(self._slots[outcome]), timeout))
 
     def _render_frontend(
         self,
@@ -391,7 +422,7 @@ class Renderer:
 
     def _pool_elements(self, key: FrontendKey, pool: Pool, slots: Iterable[tuple[int, Backend]]) -> "_Elements":
         """The elements of some slots of a pool; an id comes before the slots that pick it."""
-        sets, prefix, base = SETS_OF[_form(key)], _prefix(key), SLOT_BASE[pool.backends.scope]
+        sets, prefix, base = SETS_OF[form_of(key)], prefix_of(key), SLOT_BASE[pool.backends.scope]
         elements: _Elements = {}
         if not pool.affinity:
             for slot, backend in slots:
@@ -454,7 +485,7 @@ class _Script:
 
 def _render_plan(script: _Script, key: FrontendKey, old: Plan | None, new: Plan | None) -> None:
     """What does not depend on single backends. Detours are built before, and taken down after, the verdict flips."""
-    family, sets, prefix = key.family, SETS_OF[_form(key)], _prefix(key)
+    family, sets, prefix = key.family, SETS_OF[form_of(key)], prefix_of(key)
     held = dict(old.verdicts) if old is not None else {}
     wanted = dict(new.verdicts) if new is not None else {}
     for name, verdict in reversed(wanted.items()):
@@ -478,21 +509,12 @@ def _render_plan(script: _Script, key: FrontendKey, old: Plan | None, new: Plan 
 
 def _render_sources(script: _Script, key: FrontendKey, old: Plan | None, new: Plan | None) -> None:
     """Source ranges. Those of a frontend that has some all along change at once, as its ranges must never overlap."""
-    family, sets, prefix = key.family, SETS_OF[_form(key)], _prefix(key)
+    family, sets, prefix = key.family, SETS_OF[form_of(key)], prefix_of(key)
     held, wanted = (plan.sources if plan is not None else () for plan in (old, new))
     went = [DeleteElement(family, sets.src_ok, (*prefix, cidr)) for cidr in held if cidr not in wanted]
     came = [AddElement(family, sets.src_ok, (*prefix, cidr)) for cidr in wanted if cidr not in held]
     (script.flip if wanted else script.shrink).extend(went)
     (script.flip if held else script.grow).extend(came)
-
-
-def _form(key: FrontendKey) -> Form:
-    return Form.NODE_PORT if isinstance(key, NodePort) else Form.ADDRESS
-
-
-def _prefix(key: FrontendKey) -> Key:
-    """What every key of the frontend's elements begins with."""
-    return (key.protocol, key.port) if isinstance(key, NodePort) else (key.ip, key.protocol, key.port)
 
 
 def _order(key: FrontendKey) -> tuple[bool, str, int, str]:
@@ -506,6 +528,28 @@ def _affine(plan: Plan) -> bool:
 
 def _port_of(plan: Plan) -> ServicePortName:
     return plan.pools[0].backends.service_port
+
+
+def _within(cidrs: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a canonical address is in one of the CIDRs; always, if there are none. Much faster than `contains`."""
+    networks = [parsed for cidr in cidrs if (parsed := network(cidr)) is not None]
+    if not networks:
+        return lambda _: True
+    masked = {
+        family: [(int(each.netmask), int(each.network_address)) for each in networks if each.version == family]
+        for family in Family
+    }
+
+    def within(ip: str) -> bool:
+        family = family_of(ip)
+        if family is Family.IPV4:
+            a, b, c, d = ip.split(".")
+            number = int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)
+        else:
+            number = int(ipaddress.IPv6Address(ip))
+        return any(number & mask == base for mask, base in masked[family])
+
+    return within
 
 
 @lru_cache(maxsize=MERGED_MEMO)

@@ -5,7 +5,7 @@ All frontends of a Service port draw from the same slots, so that they are kept 
 one backend: a removal moves the last one into the hole.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_SHIFT, TAG_BIT
@@ -24,9 +24,9 @@ class SlotChange:
     slots: dict[int, tuple[Backend | None, Backend | None]]
     """Slots with another backend than before: old and new, None outside the respective size. In ascending order."""
     added: tuple[Backend, ...]
-    """Those that were not in the set; sorted."""
+    """Those that were not in the set."""
     removed: tuple[Backend, ...]
-    """Those that were; sorted."""
+    """Those that were."""
 
 
 class Slots:
@@ -52,17 +52,18 @@ class Slots:
     def __contains__(self, backend: Backend) -> bool:
         return self._find(backend) is not None
 
-    def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> SlotChange:
+    def change(self, added: Collection[Backend], removed: Collection[Backend]) -> SlotChange:
         """Remove backends, then add some; those that are gone, or here, already are not counted.
 
-        New backends take the places of removed ones first, so that a replacement changes one slot and no size.
+        New backends take the places of removed ones first, so that a replacement changes one slot and no size; others
+        come last, in the order given.
         """
         size_before = len(self._backends)
-        leaving = sorted({backend for backend in removed if backend in self})
-        kept = set(leaving)
-        coming = sorted({backend for backend in added if backend not in self or backend in kept})
-        both = kept.intersection(coming)
-        leaving, coming = [b for b in leaving if b not in both], [b for b in coming if b not in both]
+        leaving = [backend for backend in dict.fromkeys(removed) if backend in self]
+        coming = [backend for backend in dict.fromkeys(added) if backend not in self]
+        if leaving:
+            stays = {backend for backend in added if backend in self}
+            leaving = [backend for backend in leaving if backend not in stays]
         before: dict[int, Backend | None] = {}
         holes = [self._take_out(backend, before) for backend in leaving]
         holes.sort(reverse=True)
@@ -128,11 +129,12 @@ class BackendIds:
 
     __slots__ = ("_ids", "_next", "_taken", "port_id")
 
-    def __init__(self, port_id: int) -> None:
+    def __init__(self, port_id: int, ids: Mapping[Backend, int] | None = None) -> None:
+        """`ids`: those held from before, without tag and Service port; each once."""
         self.port_id = port_id
-        self._ids: dict[Backend, int] = {}
-        self._taken: set[int] = set()
-        self._next = 0
+        self._ids = dict(ids or {})
+        self._taken = set(self._ids.values())
+        self._next = (max(self._taken, default=-1) + 1) % BACKEND_IDS
 
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._ids)
