@@ -221,7 +221,10 @@ def reset() -> Expression:
 
 
 def port_unreachable(family: Family) -> Expression:
-    """Answer with ICMP port unreachable. In chains of any type, on every hook but postrouting."""
+    """Answer with ICMP port unreachable. In chains of any type, on every hook but postrouting.
+
+    For UDP and SCTP: TCP over IPv6 may believe it after a second only. The kernel limits how many it sends to one peer.
+    """
     return _expression("reject", u32(1, _ICMP_UNREACHABLE), attribute(2, bytes((_PORT_UNREACHABLE[family],))))
 
 
