@@ -8,7 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
-from svcproxy.dataplane.nftables.layout import BACKEND_IDS, LOCAL_BIT, PORT_MASK, PORT_SHIFT, SETS, TAG_BIT
+from svcproxy.dataplane.nftables.layout import (
+    BACKEND_IDS,
+    LOCAL_BIT,
+    PORT_MASK,
+    PORT_SHIFT,
+    SETS,
+    TAG_BIT,
+    Surroundings,
+    surrounding_elements,
+)
 from svcproxy.dataplane.nftables.operations import (
     FORM_OF,
     SETS_OF,
@@ -36,8 +45,8 @@ Place = tuple[Family, SetName, Key]
 Contents = Mapping[Place, Data]
 """Elements read from the kernel, or wanted there."""
 
-KEPT_BY_RULES = frozenset({SetName.AFF, SetName.POD_CIDR, SetName.SVC_CIDR})
-"""Sets that come with the rules or are filled by them; not compared."""
+KEPT_BY_RULES = frozenset(name for name, spec in SETS.items() if spec.dynamic_size is not None)
+"""Sets that rules fill; not compared."""
 
 _ENTRIES = frozenset(sets.verdict for sets in SETS_OF.values())
 
@@ -49,12 +58,14 @@ Held = tuple[Family, Form, Key, Scope]
 def adopt(
     table: FrontendTable,
     held: Contents,
-    chains: Iterable[tuple[Family, BackendChain]] = (),
+    chains: Iterable[tuple[Family, BackendChain]],
+    surroundings: Surroundings,
     hairpin_cidrs: Iterable[str] = (),
 ) -> tuple[Renderer, Phases]:
     """A renderer that has `table`, and what turns a kernel that holds `held` and `chains` into it.
 
-    While the phases are done no look-up misses that did not miss before. O(table).
+    The kernel has the sets, and the rules for `surroundings`. While the phases are done, no look-up misses that did not
+    miss before. O(table).
     """
     known = frozenset(chains)
     found = _Found(held)
@@ -75,7 +86,8 @@ def adopt(
         )
     )
     missing = tuple(each for each in renderer.chains() if (each.family, each.chain) not in known)
-    phases = compare(held, {(each.family, each.set, each.key): each.data for each in renderer.elements()})
+    elements = (*surrounding_elements(surroundings), *renderer.elements())
+    phases = compare(held, {(each.family, each.set, each.key): each.data for each in elements})
     return renderer, Phases((*missing, *phases.grow), phases.flip, phases.shrink)
 
 
@@ -107,8 +119,8 @@ def compare(held: Contents, wanted: Contents) -> Phases:
             flip.append((0, DeleteElement(*place)))
         else:
             shrink.append(DeleteElement(*place))
-    # Frontend by frontend; of each, source ranges that go before those that come: they must not overlap.
-    flip.sort(key=lambda each: (each[1].family, FORM_OF[each[1].set], _frontend_part(each[1]), each[0]))
+    # Frontend by frontend; of each, ranges that go before those that come: they must not overlap.
+    flip.sort(key=lambda each: (each[1].family, FORM_OF.get(each[1].set, ""), _frontend_part(each[1]), each[0]))
     return Phases(tuple(grow), tuple(operation for _, operation in flip), tuple(shrink))
 
 
@@ -122,7 +134,8 @@ def _rank(place: Place) -> tuple[Family, int, Key]:
 
 
 def _frontend_part(operation: AddElement | ReplaceElement | DeleteElement) -> Key:
-    return operation.key[: len(SETS[SETS_OF[FORM_OF[operation.set]].verdict].key)]
+    form = FORM_OF.get(operation.set)
+    return operation.key[: len(SETS[SETS_OF[form].verdict].key)] if form is not None else ()
 
 
 @dataclass(slots=True)

@@ -4,16 +4,20 @@
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from svcproxy.dataplane.nftables.adoption import KEPT_BY_RULES, Place, adopt
+from svcproxy.dataplane.nftables.adoption import Place, adopt, compare
+from svcproxy.dataplane.nftables.layout import SETS, Surroundings
 from svcproxy.dataplane.nftables.operations import Data, SetName
 from svcproxy.dataplane.nftables.render import Renderer
 from svcproxy.frontends.keys import Frontend, FrontendKind, Scope
 from svcproxy.frontends.table import FrontendTable, diff
+from svcproxy.model.meta import Family
 from tests.dataplane.nftables.kernel import Kernel
 from tests.dataplane.nftables.test_render import (
     FIRST,
     NEW,
+    NODE_IPS,
     PORTS,
+    SURROUNDINGS,
     address,
     assert_decides,
     assert_keeps_account,
@@ -51,7 +55,7 @@ def brought_to(*steps: FrontendTable) -> Kernel:
 @given(st.lists(tables(), max_size=2), tables())
 def test_what_is_right_stays(history: list[FrontendTable], table: FrontendTable) -> None:
     simulated = brought_to(*history, table)
-    renderer, phases = adopt(table, contents(simulated), simulated.chains)
+    renderer, phases = adopt(table, contents(simulated), simulated.chains, SURROUNDINGS)
     assert not phases
     assert_keeps_account(simulated, renderer)
 
@@ -62,7 +66,7 @@ def test_a_restart_takes_over_without_a_miss(
     history: list[FrontendTable], old: FrontendTable, new: FrontendTable
 ) -> None:
     simulated = brought_to(*history, old)
-    renderer, phases = adopt(new, contents(simulated), simulated.chains)
+    renderer, phases = adopt(new, contents(simulated), simulated.chains, SURROUNDINGS)
     assert_never_misses(simulated, phases, old, new)
     assert_decides(simulated, new)
     assert_keeps_account(simulated, renderer)
@@ -78,12 +82,14 @@ def test_a_damaged_kernel_is_repaired(old: FrontendTable, table: FrontendTable, 
     for place in data.draw(st.lists(st.sampled_from(sorted(foreign, key=str)), max_size=20)) if foreign else ():
         family, name, key = place
         elements = simulated.sets[family, name]
-        if key in elements:
+        if key in elements and elements[key] != foreign[place] and not SETS[name].verdicts:
+            elements[key] = foreign[place]
+        elif key in elements:
             del elements[key]
-        elif name not in (SetName.SRC_OK, SetName.NP_SRC_OK):
+        elif not SETS[name].interval:
             elements[key] = foreign[place]
     wanted = data.draw(st.sampled_from([old, table]))
-    renderer, phases = adopt(wanted, contents(simulated), simulated.chains)
+    renderer, phases = adopt(wanted, contents(simulated), simulated.chains, SURROUNDINGS)
     for operations in phases.in_order():
         simulated.run(operations)
     assert_decides(simulated, wanted)
@@ -92,8 +98,9 @@ def test_a_damaged_kernel_is_repaired(old: FrontendTable, table: FrontendTable, 
 
 def test_an_empty_kernel_is_filled() -> None:
     table = table_of(address(), cluster=3)
-    renderer, phases = adopt(table, {})
-    simulated = kernel()
+    renderer, phases = adopt(table, {}, (), SURROUNDINGS)
+    simulated = Kernel(SURROUNDINGS, frozenset(NODE_IPS.values()))
+    simulated.sets.clear()
     for operations in phases.in_order():
         simulated.run(operations)
     assert_decides(simulated, table)
@@ -105,7 +112,7 @@ def test_one_backend_changed_meanwhile_costs_one_backend() -> None:
     table = table_of(frontend, cluster=200)
     _, simulated = started(table)
     table.apply(change(frontend, added=[NEW], removed=[FIRST]))
-    _, phases = adopt(table, contents(simulated), simulated.chains)
+    _, phases = adopt(table, contents(simulated), simulated.chains, SURROUNDINGS)
     assert [len(phase) for phase in phases.in_order()] == [2, 0, 1]
 
 
@@ -119,7 +126,7 @@ def test_clients_keep_their_backends() -> None:
     other = Frontend(address(port=81).key, PORTS[1], FrontendKind.CLUSTER_IP, affinity_timeout=60)
     table.frontends[other.key] = other
     table.backends[other.backend_set(Scope.CLUSTER)] = {FIRST}
-    renderer, phases = adopt(table, contents(simulated), simulated.chains)
+    renderer, phases = adopt(table, contents(simulated), simulated.chains, SURROUNDINGS)
     for operations in phases.in_order():
         simulated.run(operations)
     assert {pinned(simulated, frontend, "203.0.113.9", slot) for slot in range(4)} == {bound}
@@ -127,5 +134,15 @@ def test_clients_keep_their_backends() -> None:
     assert_keeps_account(simulated, renderer)
 
 
+def test_other_surroundings_are_taken_over() -> None:
+    simulated = brought_to(table_of(address(), cluster=3))
+    wider = Surroundings(pod_cidrs=("10.244.0.0/14",), service_cidrs=SURROUNDINGS.service_cidrs)
+    _, phases = adopt(table_of(address(), cluster=3), contents(simulated), simulated.chains, wider)
+    for operations in phases.in_order():
+        simulated.run(operations)
+    assert list(simulated.sets[Family.IPV4, SetName.POD_CIDR]) == [("10.244.0.0/14",)]
+    assert not simulated.sets[Family.IPV6, SetName.POD_CIDR]
+
+
 def test_what_rules_fill_is_left_alone() -> None:
-    assert SetName.AFF in KEPT_BY_RULES
+    assert not compare({(Family.IPV4, SetName.AFF, ("203.0.113.9", 7)): (7,)}, {})
