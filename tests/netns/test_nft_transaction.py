@@ -12,7 +12,15 @@ from contextlib import contextmanager
 import pytest
 
 from svcproxy.dataplane.nftables import messages as nft
-from svcproxy.dataplane.nftables.answers import Answer, Elements, Generation, ObjectState, StoredElement, TableState
+from svcproxy.dataplane.nftables.answers import (
+    Answer,
+    Elements,
+    Generation,
+    ObjectState,
+    StoredElement,
+    TableState,
+    parse,
+)
 from svcproxy.dataplane.nftables.expressions import DROP, counter, goto, jump, verdict
 from svcproxy.dataplane.nftables.messages import (
     INET_PROTO,
@@ -34,7 +42,7 @@ from svcproxy.dataplane.nftables.messages import (
 from svcproxy.dataplane.nftables.transaction import Committed, Failure, Kernel, Loaded, Rejected, Watch
 from svcproxy.errors import DataplaneLost
 from svcproxy.model.meta import Family
-from tests.dataplane.nftables.captured import CAPTURES, ELEMENTS, IPV4, IPV6, REMOVAL, TABLE, TABLE6
+from tests.dataplane.nftables.captured import ADMITTED, CAPTURES, ELEMENTS, HTTP, IPV4, IPV6, REMOVAL, TABLE, TABLE6
 from tests.netns.namespaces import Namespace
 
 pytestmark = pytest.mark.netns
@@ -153,10 +161,26 @@ def test_what_was_put_in_is_listed(kernel: Kernel) -> None:
     assert kernel.chains(TABLE6) == kernel.sets(TABLE6) == kernel.rules(TABLE6) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        pytest.param("class", Element(HTTP, goto("n3")), id="verdict"),
+        pytest.param("srcok", ADMITTED, id="range"),
+        pytest.param("nodeips", Element(bytes((192, 0, 2, 1))), id="set"),
+    ],
+)
+def test_one_element_is_read_by_its_key(kernel: Kernel, name: str, wanted: Element) -> None:
+    assert kernel.element(TABLE, name, wanted) is None
+    assert kernel.commit([*IPV4, *ELEMENTS]) == Committed()
+    assert kernel.element(TABLE, name, wanted) == StoredElement(wanted)
+    assert kernel.element(TABLE, name, Element(bytes(len(wanted.key)))) is None
+    assert kernel.element(TABLE, "none", wanted) is None
+    with pytest.raises(DataplaneLost):
+        kernel.element(TABLE, name, Element(b"\1"))
+
+
 def elements_of(request: Request) -> list[Element]:
     """Read a request back with the parser of answers."""
-    from svcproxy.dataplane.nftables.answers import parse
-
     (answer,) = parse(nft.encode(request, 1))
     assert isinstance(answer.content, Elements)
     return [each.element for each in answer.content.elements]
@@ -238,6 +262,8 @@ def test_an_owned_table_is_its_owners_until_that_closes(node: Namespace, kernel:
         assert [(each.index, each.errno) for each in refused.failures] == [(0, errno.EPERM)]
         assert isinstance(other.commit(claim), Rejected)
         node.run("nft", "flush", "ruleset")
+        assert "flags owner" in node.run("nft", "list", "ruleset")
+        assert json.loads(node.run("nft", "-j", "list", "ruleset"))
         assert len(other.sets(TABLE)) == 2
         kernel.close()
         (orphan,) = other.tables(Family.IPV4)

@@ -279,8 +279,7 @@ def new_elements(table: Table, name: str, elements: Iterable[Element], *, set_id
 
 def delete_elements(table: Table, name: str, elements: Iterable[Element]) -> Iterator[Request]:
     """Take elements out: as few requests as hold them. Only keys count; one not there is ENOENT."""
-    bare = (Element(each.key, None, each.key_end, 0, each.interval_end) for each in elements)
-    return _elements(Kind.DELETE_ELEMENTS, 0, table, name, b"", bare)
+    return _elements(Kind.DELETE_ELEMENTS, 0, table, name, b"", map(_bare, elements))
 
 
 def get_generation() -> Request:
@@ -311,6 +310,12 @@ def list_rules(table: Table) -> Request:
 def list_elements(table: Table, name: str) -> Request:
     """Ask for the elements of a set or map."""
     return _request(Kind.GET_ELEMENTS, NLM_F_DUMP, table, text(1, table.name), text(2, name))
+
+
+def get_element(table: Table, name: str, element: Element) -> Request:
+    """Ask for one element by its key."""
+    (request,) = _elements(Kind.GET_ELEMENTS, 0, table, name, b"", (_bare(element),))
+    return request
 
 
 def encode(request: Request, sequence: int, flags: int = 0) -> bytes:
@@ -397,6 +402,11 @@ def _elements(
         octets += len(parts[-1])
     if parts:
         yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
+
+
+def _bare(element: Element) -> Element:
+    """Only what tells it from others."""
+    return Element(element.key, None, element.key_end, 0, element.interval_end)
 
 
 def _element(element: Element) -> bytes:

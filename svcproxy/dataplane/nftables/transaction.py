@@ -29,7 +29,7 @@ from svcproxy.dataplane.nftables.answers import (
     TableState,
     parse,
 )
-from svcproxy.dataplane.nftables.messages import Kind, Request, Table
+from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
 from svcproxy.dataplane.nftables.netlink import ErrorReport
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
@@ -155,16 +155,11 @@ class Kernel:
 
     def generation(self) -> Generation:
         """The state of the ruleset: it changes with every commit, whoever makes it."""
-        sequence = self._send(messages.get_generation())
-        for answer in self._answers(sequence):
-            match answer.content:
-                case Generation():
-                    return answer.content
-                case Reply(report):
-                    raise DataplaneLost(f"asked for its generation, the kernel says {os.strerror(report.errno)}")
-                case _:
-                    pass
-        raise DataplaneLost("the kernel does not say its generation")
+        match self._ask(messages.get_generation()):
+            case Generation() as generation:
+                return generation
+            case other:
+                raise DataplaneLost(f"asked for its generation, the kernel says {other}")
 
     def tables(self, family: Family) -> tuple[TableState, ...]:
         """The tables of a family, whosever they are."""
@@ -189,6 +184,22 @@ class Kernel:
         if listed is None:
             return None
         return tuple(element for each in listed if isinstance(each, Elements) for element in each.elements)
+
+    def element(self, table: Table, name: str, element: Element) -> StoredElement | None:
+        """The element with this one's key, as the kernel has it; None if it, its set or its table is not there."""
+        match self._ask(messages.get_element(table, name, element)):
+            case Elements(elements=(stored,)):
+                return stored
+            case Reply(ErrorReport(errno=errno.ENOENT)):
+                return None
+            case other:
+                raise DataplaneLost(f"asked for an element of {name}, the kernel says {other}")
+
+    def _ask(self, request: Request) -> Content:
+        """The one answer to a request."""
+        for answer in self._answers(self._send(request)):
+            return answer.content
+        raise DataplaneLost(f"{request.kind.name}: no answer")
 
     def _objects(self, request: Request, table: Table) -> tuple[ObjectState, ...]:
         listed = self._list(request) or ()
