@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
+from svcproxy.dataplane.nftables.affinity import BackendIds
 from svcproxy.dataplane.nftables.layout import (
     BACKEND_IDS,
     LOCAL_BIT,
@@ -35,7 +36,6 @@ from svcproxy.dataplane.nftables.operations import (
     prefix_of,
 )
 from svcproxy.dataplane.nftables.render import Renderer
-from svcproxy.dataplane.nftables.slots import BackendIds
 from svcproxy.frontends.keys import Backend, BackendSetKey, Scope, ServicePortName
 from svcproxy.frontends.table import BackendSetDelta, FrontendDelta, FrontendTable
 from svcproxy.model.meta import Family

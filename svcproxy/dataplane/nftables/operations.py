@@ -235,6 +235,6 @@ def frontend_of(operation: Operation) -> FrontendKey | None:
         return None
     if form is Form.ADDRESS:
         ip, protocol, port = operation.key[:3]
-        return Address(str(ip), Protocol(protocol), int(port))
+        return Address(str(ip), Protocol(str(protocol)), int(port))
     protocol, port = operation.key[:2]
-    return NodePort(operation.family, Protocol(protocol), int(port))
+    return NodePort(operation.family, Protocol(str(protocol)), int(port))

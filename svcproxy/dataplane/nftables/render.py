@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from svcproxy.dataplane.nftables.affinity import TIMEOUTS_MAX, Affinity, BackendIds
 from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_IDS, SLOT_BASE, firewall, split
 from svcproxy.dataplane.nftables.operations import (
     DROP,
@@ -36,7 +37,7 @@ from svcproxy.dataplane.nftables.operations import (
     form_of,
     prefix_of,
 )
-from svcproxy.dataplane.nftables.slots import BackendIds, SlotChange, Slots
+from svcproxy.dataplane.nftables.slots import SlotChange, Slots
 from svcproxy.dataplane.tracking import TrackedTable
 from svcproxy.frontends.addresses import network
 from svcproxy.frontends.decision import SourceKind, decide, scope_for
@@ -55,9 +56,6 @@ from svcproxy.frontends.keys import (
 )
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
 from svcproxy.model.meta import Family, family_of
-
-TIMEOUTS_MAX = 16
-"""Distinct affinity time-outs that have chains of their own; a further one is served with the nearest of them."""
 
 BACKENDS_WITH_AFFINITY_MAX = BACKEND_IDS // 2
 """Backends of a Service port with affinity, both sets together. Old and new ones have ids while slots change."""
@@ -90,72 +88,6 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     """The set of postrouting it is in."""
     cluster_ip: str
     """The address it puts into `clusterips`; empty if it is no ClusterIP."""
-
-
-class Affinity:
-    """What the Service ports with affinity of all families hold: numbers, and time-outs that have chains. One owner."""
-
-    def __init__(self, ids: Mapping[tuple[ServicePortName, Family], BackendIds]) -> None:
-        """`ids`: what Service ports had before, taken up by those that still want it. Their port ids are distinct."""
-        self._before = dict(ids)
-        self._ports: dict[tuple[ServicePortName, Family], BackendIds] = {}
-        self._frontends: Counter[tuple[ServicePortName, Family]] = Counter()
-        self._taken: dict[Family, set[int]] = {family: set() for family in Family}
-        for (_, family), each in self._before.items():
-            self._taken[family].add(each.port_id)
-        self._next: dict[Family, int] = dict.fromkeys(Family, 0)
-        self._timeouts: set[int] = set()
-
-    def timeout(self, wanted: int) -> int:
-        """The time-out that serves: the wanted one, or the nearest when there are `TIMEOUTS_MAX` others."""
-        if wanted in self._timeouts or len(self._timeouts) < TIMEOUTS_MAX:
-            self._timeouts.add(wanted)
-            return wanted
-        return min(self._timeouts, key=lambda timeout: (abs(timeout - wanted), timeout))
-
-    def hold(self, name: ServicePortName, family: Family) -> bool:
-        """Count a frontend in; False if the numbers for Service ports are used up."""
-        port, taken = (name, family), self._taken[family]
-        if port not in self._ports:
-            if port in self._before:
-                self._ports[port] = self._before.pop(port)
-            elif len(taken) < PORT_IDS:
-                self._ports[port] = BackendIds(self._number(family))
-            else:
-                return False
-        self._frontends[port] += 1
-        return True
-
-    def _number(self, family: Family) -> int:
-        """A free number for a Service port; they go round before one is used again."""
-        number, taken = self._next[family], self._taken[family]
-        while number in taken:
-            number = (number + 1) % PORT_IDS
-        taken.add(number)
-        self._next[family] = (number + 1) % PORT_IDS
-        return number
-
-    def forget_unused(self) -> None:
-        """Give up what was held before and nobody took up."""
-        for (_, family), ids in self._before.items():
-            self._taken[family].remove(ids.port_id)
-        self._before.clear()
-
-    def let_go(self, name: ServicePortName, family: Family) -> None:
-        """Count a frontend out; with the last one all ids go."""
-        port = name, family
-        self._frontends[port] -= 1
-        if not self._frontends[port]:
-            del self._frontends[port]
-            self._taken[family].remove(self._ports.pop(port).port_id)
-
-    def ids(self, key: BackendSetKey) -> BackendIds:
-        """The ids of a Service port that is held."""
-        return self._ports[key.service_port, key.family]
-
-    def find(self, key: BackendSetKey) -> BackendIds | None:
-        """The same, None if it is not held."""
-        return self._ports.get((key.service_port, key.family))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each backend stands: dense slots of a backend set, and stable ids for affinity. Pure.
+"""Where each backend stands: dense slots of a backend set. Pure.
 
 All frontends of a Service port draw from the same slots, so that they are kept once per backend set. One backend costs
 one backend: a removal moves the last one into the hole.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_SHIFT, TAG_BIT
 from svcproxy.frontends.keys import Backend
 
 INDEX_FROM = 32
@@ -118,43 +117,3 @@ class Slots:
             self._index = None
         elif self._index is None and len(self._backends) >= INDEX_FROM:
             self._index = {backend: slot for slot, backend in enumerate(self._backends)}
-
-
-class BackendIds:
-    """Ids of the backends of one Service port with affinity, in both its sets. One owner.
-
-    An id names one backend as long as it is held. Ids go round before one is used again, so that what clients
-    remember of a backend that went does not soon lead to another.
-    """
-
-    __slots__ = ("_ids", "_next", "_taken", "port_id")
-
-    def __init__(self, port_id: int, ids: Mapping[Backend, int] | None = None) -> None:
-        """`ids`: those held from before, without tag and Service port; each once."""
-        self.port_id = port_id
-        self._ids = dict(ids or {})
-        self._taken = set(self._ids.values())
-        self._next = (max(self._taken, default=-1) + 1) % BACKEND_IDS
-
-    def __iter__(self) -> Iterator[Backend]:
-        return iter(self._ids)
-
-    def of(self, backend: Backend) -> int:
-        """The backend's id, a mark; a new one if it has none. At most `BACKEND_IDS` may be held at once."""
-        held = self._ids.get(backend)
-        if held is None:
-            assert len(self._taken) < BACKEND_IDS
-            while self._next in self._taken:
-                self._next = (self._next + 1) % BACKEND_IDS
-            held = self._ids[backend] = self._next
-            self._taken.add(held)
-            self._next = (self._next + 1) % BACKEND_IDS
-        return TAG_BIT | self.port_id << PORT_SHIFT | held
-
-    def release(self, backend: Backend) -> int | None:
-        """Give an id back; returns it as a mark, None if the backend had none."""
-        held = self._ids.pop(backend, None)
-        if held is None:
-            return None
-        self._taken.remove(held)
-        return TAG_BIT | self.port_id << PORT_SHIFT | held

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from svcproxy.dataplane.nftables import layout
+from svcproxy.dataplane.nftables.affinity import TIMEOUTS_MAX
 from svcproxy.dataplane.nftables.layout import LOCAL_BIT, Surroundings
 from svcproxy.dataplane.nftables.operations import (
     AddElement,
@@ -23,7 +24,7 @@ from svcproxy.dataplane.nftables.operations import (
     SetName,
     frontend_of,
 )
-from svcproxy.dataplane.nftables.render import TIMEOUTS_MAX, Renderer
+from svcproxy.dataplane.nftables.render import Renderer
 from svcproxy.frontends.decision import SourceKind, admits, decide, lookup, scope_for
 from svcproxy.frontends.keys import (
     Address,
