@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nf_tables says: acknowledgements, refusals, lists, notifications. Performs no I/O.
+
+Notifications and lists are the same messages; `Answer.sequence` and `Answer.port` tell whose they are. Families other
+than IPv4 and IPv6, and kinds of objects that are not used here, are passed over.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
+
+from svcproxy.dataplane.nftables.expressions import NFPROTO, Code, Verdict
+from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, Kind, Table, TableFlag
+from svcproxy.dataplane.nftables.netlink import (
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    ErrorReport,
+    Message,
+    attributes,
+    error_report,
+    messages,
+)
+from svcproxy.errors import DecodeError
+from svcproxy.model.meta import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The kernel's word on one request; `errno` 0 acknowledges it."""
+
+    report: ErrorReport
+
+
+@dataclass(frozen=True, slots=True)
+class ListEnd:
+    """A list is complete, or with an `errno` ends before."""
+
+    report: ErrorReport
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The ruleset's state and who brought it about."""
+
+    number: int
+    pid: int
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A table as it is, or one that went, of which the kernel says the name only."""
+
+    removed: bool
+    table: Table
+    flags: TableFlag
+    use: int
+    """Chains, sets and so on in it."""
+    owner: int
+    """Port of the owner's socket, which is as a rule its process's id; 0 if it has none."""
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectState:
+    """A chain, set or rule as it is, or was when it went."""
+
+    removed: bool
+    kind: Kind
+    """NEW_CHAIN, NEW_SET or NEW_RULE."""
+    table: Table
+    name: str
+    """Of a rule: its chain's."""
+    handle: int
+    use: int
+    """References, as far as the kernel says."""
+
+
+class StoredElement(msgspec.Struct, frozen=True, gc=False):
+    """An element as it is, with what time and traffic have made of it."""
+
+    element: Element
+    expires_ms: int = 0
+    """Until it times out; 0 if it does not."""
+    packets: int = 0
+    octets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """Some of the elements of a set or map, or those that went."""
+
+    removed: bool
+    table: Table
+    name: str
+    elements: tuple[StoredElement, ...]
+
+
+Content = Reply | ListEnd | Generation | TableState | ObjectState | Elements
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One message, understood."""
+
+    sequence: int
+    """Of the request it answers or that caused it."""
+    port: int
+    """Of the socket that made that request."""
+    interrupted: bool
+    """The list it belongs to is not consistent, for something changed meanwhile: ask again."""
+    content: Content
+
+
+def parse(datagram: bytes) -> Iterator[Answer]:
+    """The messages of a datagram. Raises `DecodeError` at the first that is not what it should be."""
+    for message in messages(datagram):
+        content = _content(message)
+        if content is not None:
+            yield Answer(message.sequence, message.port, bool(message.flags & NLM_F_DUMP_INTR), content)
+
+
+_FAMILIES = {number: family for family, number in NFPROTO.items()}
+_SUBSYSTEM = 10
+_NFGENMSG_OCTETS = 4
+_OBJECTS = {
+    Kind.NEW_CHAIN: (Kind.NEW_CHAIN, False),
+    Kind.DELETE_CHAIN: (Kind.NEW_CHAIN, True),
+    Kind.NEW_RULE: (Kind.NEW_RULE, False),
+    Kind.DELETE_RULE: (Kind.NEW_RULE, True),
+    Kind.NEW_SET: (Kind.NEW_SET, False),
+    Kind.DELETE_SET: (Kind.NEW_SET, True),
+}
+"""Kind of message: kind of object, whether it went."""
+_OBJECT_ATTRIBUTES = {Kind.NEW_CHAIN: (3, 2, 6), Kind.NEW_RULE: (2, 3, 0), Kind.NEW_SET: (2, 16, 0)}
+"""NFTA_*: name, handle, use; 0 where there is none."""
+_VERDICT_MASK = 0xFF
+"""NF_VERDICT_MASK: ACCEPT, DROP and QUEUE may carry more in the bits above."""
+
+
+def _content(message: Message) -> Content | None:
+    if message.kind == NLMSG_ERROR:
+        return Reply(error_report(message))
+    if message.kind == NLMSG_DONE:
+        return ListEnd(error_report(message))
+    subsystem, number = divmod(message.kind, 256)
+    if subsystem != _SUBSYSTEM:
+        return None
+    if len(message.payload) < _NFGENMSG_OCTETS:
+        raise DecodeError("nf_tables message without its header")
+    if number == Kind.NEW_GENERATION:
+        return _generation(message.payload)
+    family = _FAMILIES.get(message.payload[0])
+    return None if family is None else _object(number, family, message.payload[_NFGENMSG_OCTETS:])
+
+
+def _object(number: int, family: Family, payload: bytes) -> Content | None:
+    match number:
+        case Kind.NEW_TABLE | Kind.DELETE_TABLE:
+            return _table(family, dict(attributes(payload)), removed=number == Kind.DELETE_TABLE)
+        case Kind.NEW_ELEMENTS | Kind.DELETE_ELEMENTS:
+            return _elements(family, dict(attributes(payload)), removed=number == Kind.DELETE_ELEMENTS)
+        case Kind.NEW_CHAIN | Kind.DELETE_CHAIN | Kind.NEW_RULE | Kind.DELETE_RULE | Kind.NEW_SET | Kind.DELETE_SET:
+            kind, removed = _OBJECTS[Kind(number)]
+            said = dict(attributes(payload))
+            name, handle, use = _OBJECT_ATTRIBUTES[kind]
+            table = Table(family, _text(said, 1))
+            return ObjectState(removed, kind, table, _text(said, name), _number(said, handle), _number(said, use))
+        case _:
+            return None
+
+
+def _generation(payload: bytes) -> Generation:
+    said = dict(attributes(payload[_NFGENMSG_OCTETS:]))
+    return Generation(_number(said, 1), _number(said, 2), _text(said, 3))
+
+
+def _table(family: Family, said: dict[int, bytes], *, removed: bool) -> TableState:
+    return TableState(
+        removed=removed,
+        table=Table(family, _text(said, 1)),
+        flags=TableFlag(_number(said, 2)),
+        use=_number(said, 3),
+        owner=_number(said, 7),
+        comment=_comment(said.get(6, b"")),
+    )
+
+
+def _comment(user_data: bytes) -> str:
+    """The first datum of type 0; what is damaged belongs to somebody else and says nothing."""
+    while len(user_data) > 1 and len(user_data) >= 2 + user_data[1]:
+        if user_data[0] == 0:
+            return user_data[2 : 2 + user_data[1]].rstrip(b"\0").decode(errors="replace")
+        user_data = user_data[2 + user_data[1] :]
+    return ""
+
+
+def _elements(family: Family, said: dict[int, bytes], *, removed: bool) -> Elements:
+    listed = tuple(_element(dict(attributes(each))) for _, each in attributes(said.get(3, b"")))
+    return Elements(removed, Table(family, _text(said, 1)), _text(said, 2), listed)
+
+
+def _element(said: dict[int, bytes]) -> StoredElement:
+    element = Element(
+        key=_value(said.get(1, b"")),
+        data=_data(said[2]) if 2 in said else None,
+        key_end=_value(said[10]) if 10 in said else b"",
+        timeout_ms=_number(said, 4),
+        interval_end=bool(_number(said, 3) & 1),
+    )
+    packets, octets = _counted(said[7]) if 7 in said else (0, 0)
+    return StoredElement(element, _number(said, 5), packets, octets)
+
+
+def _value(payload: bytes) -> bytes:
+    return dict(attributes(payload)).get(1, b"")
+
+
+def _data(payload: bytes) -> bytes | Verdict:
+    said = dict(attributes(payload))
+    return _verdict(said[2]) if 2 in said else said.get(1, b"")
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _verdict(payload: bytes) -> Verdict:
+    said = dict(attributes(payload))
+    number = _number(said, 1)
+    code = number - (1 << 32) if number >> 31 else number & _VERDICT_MASK
+    try:
+        return Verdict(Code(code), _text(said, 2))
+    except ValueError as exc:
+        raise DecodeError(f"verdict {code}: {exc}") from exc
+
+
+def _counted(expression: bytes) -> tuple[int, int]:
+    """Packets and octets, if the expression is a counter."""
+    said = dict(attributes(expression))
+    if _text(said, 1) != "counter":
+        return 0, 0
+    numbers = dict(attributes(said.get(2, b"")))
+    return _number(numbers, 2), _number(numbers, 1)
+
+
+def _text(said: dict[int, bytes], kind: int) -> str:
+    return said.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(said: dict[int, bytes], kind: int) -> int:
+    """In network order, whatever its length; 0 if it is not there."""
+    return int.from_bytes(said.get(kind, b""))
