@@ -159,7 +159,7 @@ class LocalSource:
 
 @dataclass(frozen=True, slots=True)
 class FromInterface:
-    """Match: the packet came in, or did not, through an interface of that name; a trailing `*` takes any that begins so.
+    """Match: the packet came in, or did not, through an interface of that name; with `*` at its end, of one like it.
 
     Packets of this node itself came in through none. In postrouting since Linux 5.7.
     """
