@@ -199,8 +199,9 @@ class NftablesDataplane:
 
     def take_back(self) -> None:
         """The successor does without: `resync` claims the tables again."""
-        self._lent = False
-        self._damaged.set()
+        if self._lent:
+            self._lent = False
+            self._damaged.set()
 
     async def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
         """Have other rules from the next `resync` on, which reads and compares everything."""
