@@ -28,9 +28,9 @@ from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.agent.node import node_view, pod_cidrs
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
+from svcproxy.agent.planes import Plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
 from svcproxy.agent.tenancy import AgentTenant, Parts
-from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.errors import StateError
@@ -138,7 +138,7 @@ class Agent:
             source_kind=self._source_kind,
             ground=self._ground,
             group=group,
-            dataplane_chosen=self._dataplane_chosen,
+            plane_chosen=self._plane_chosen,
         )
 
         def make_tenant() -> AgentTenant:
@@ -215,9 +215,11 @@ class Agent:
         self._state.holds_node = held
         log.info("this instance is the node's" if held else "another instance is the node's")
 
-    def _dataplane_chosen(self, dataplane: Dataplane) -> None:
+    def _plane_chosen(self, plane: Plane) -> None:
+        dataplane = plane.dataplane
         self._state.dataplane_name = dataplane.name
         self._state.refused = lambda: dataplane.refused
+        plane.show(self._state)
 
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
         self._addresses = addresses

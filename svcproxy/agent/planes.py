@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from socket import socket
 from typing import Protocol
 
+from svcproxy.admin.state import AgentState
 from svcproxy.config import Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
@@ -13,6 +14,7 @@ from svcproxy.dataplane.none import NoDataplane
 from svcproxy.dataplane.userspace.plane import UserspaceDataplane
 from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.decision import SourceKind
+from svcproxy.frontends.keys import FrontendKey
 
 RELEASED_MAX = 86400.0
 """Seconds that connections established before a successor took over may go on in this process."""
@@ -24,6 +26,10 @@ class Plane(Protocol):
     @property
     def dataplane(self) -> Dataplane:
         """Itself."""
+        ...
+
+    def show(self, state: AgentState) -> None:
+        """Tell the state what there is to see."""
         ...
 
     async def run(self, damaged: Callable[[str], None]) -> None:
@@ -57,6 +63,9 @@ class NoPlane:
     def __init__(self) -> None:
         self.dataplane = NoDataplane()
 
+    def show(self, state: AgentState) -> None:
+        """Nothing is counted."""
+
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Nothing goes on."""
 
@@ -82,6 +91,13 @@ class UserspacePlane:
 
     def __init__(self, dataplane: UserspaceDataplane) -> None:
         self.dataplane = dataplane
+
+    def show(self, state: AgentState) -> None:
+        """Its own counts."""
+        state.connections = self._connections
+
+    async def _connections(self) -> Mapping[FrontendKey, int]:
+        return {key: counters.flows for key, counters in self.dataplane.counters.items()}
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Its tasks are its own, and nobody else can change it."""
@@ -115,6 +131,23 @@ class NftablesPlane:
 
     def __init__(self, dataplane: NftablesDataplane) -> None:
         self.dataplane = dataplane
+
+    def show(self, state: AgentState) -> None:
+        """What the kernel counts, and what programming it took."""
+        state.connections = self.dataplane.connections
+        state.compromised = lambda: self.dataplane.compromised
+        state.programming = self._programming
+
+    def _programming(self) -> Mapping[str, int]:
+        totals = self.dataplane.totals
+        return {
+            "batches": totals.batches,
+            "operations": totals.operations,
+            "rejections": totals.rejections,
+            "settled": totals.settled,
+            "foreign_changes": self.dataplane.foreign_changes,
+            "drift": self.dataplane.drifted,
+        }
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Clean up after changes, and hear of those by others."""

@@ -12,7 +12,6 @@ from svcproxy.admin.server import AdminServer
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.config import Config
-from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.frontends.decision import SourceKind
 
@@ -29,7 +28,7 @@ class Parts:
     ground: Callable[[], Ground]
     group: asyncio.TaskGroup
     """Owns the tasks of every turn."""
-    dataplane_chosen: Callable[[Dataplane], None]
+    plane_chosen: Callable[[Plane], None]
     earlier: set[asyncio.Task[None]] = field(default_factory=set)
     """Data planes of earlier turns, each with connections that go on."""
 
@@ -53,7 +52,7 @@ class AgentTenant:
         """Put everything known in force; returns when it is."""
         parts, config = self._parts, self._parts.config()
         self._plane = plane = await open_plane(config, parts.ground, parts.source_kind, inherited)
-        parts.dataplane_chosen(plane.dataplane)
+        parts.plane_chosen(plane)
         await parts.pipeline.program_all(plane.dataplane)
         parts.checks.replace(parts.pipeline.frontends.table)
         self._spawn(
