@@ -24,7 +24,7 @@ from svcproxy.dataplane.nftables.counts import COUNTED, Counts
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
 from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontend_of
-from svcproxy.dataplane.nftables.presence import OWNED, establish, read
+from svcproxy.dataplane.nftables.presence import OWNED, establish, read, remove_chains
 from svcproxy.dataplane.nftables.render import Rendered, Renderer
 from svcproxy.dataplane.nftables.tables import TABLES
 from svcproxy.dataplane.nftables.transaction import Kernel, Watch
@@ -271,6 +271,7 @@ class NftablesDataplane:
         self._changes.forget()
         self._changes.carry_out(phases)
         self._changes.settle()
+        remove_chains(self._kernel, established.foreign)
         found = [each for phase in phases.in_order() for each in phase]
         self._read_before = True
         self._stale = True

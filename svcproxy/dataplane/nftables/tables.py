@@ -31,6 +31,8 @@ _TYPES = {
     FieldType.PORT: nft.INET_SERVICE,
     FieldType.MARK: nft.MARK,
 }
+_ACCEPT = 1
+"""NF_ACCEPT."""
 _ADDRESSES = {Family.IPV4: nft.IPV4_ADDR, Family.IPV6: nft.IPV6_ADDR}
 _schema = re.compile(r"svcproxy schema ([0-9]{1,9})").fullmatch
 
@@ -49,7 +51,7 @@ def create(family: Family, flags: TableFlag) -> Iterator[Request]:
         yield nft.new_set(table, _set(family, name, spec, number))
     for chain in FixedChain:
         hook = HOOKS.get(chain)
-        at = nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority) if hook is not None else None
+        at = nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority, _ACCEPT) if hook is not None else None
         yield nft.new_chain(table, chain.value, at)
 
 
