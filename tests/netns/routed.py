@@ -117,6 +117,9 @@ def elements_of(request: Request) -> tuple[str, Sequence[Element]]:
     return "", ()
 
 
+Instead = Callable[[Kernel, Sequence[Request]], Committed | Rejected]
+
+
 class Refusing(Kernel):
     """Refuses elements as the kernel does: the first of each request, and nothing of the batch comes into force."""
 
@@ -136,21 +139,22 @@ class Refusing(Kernel):
 
 
 class Failing(Kernel):
-    """Does something else instead of carrying out one batch, `fails` batches from now."""
+    """Does something else instead of carrying out one batch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fails: int | None = None
-        self.instead: Callable[[Sequence[Request]], Committed | Rejected] = super().commit
+        self.failed = False
+        self._left: int | None = None
+        self._instead: Instead = Kernel.commit
+
+    def fail(self, after: int, instead: Instead) -> None:
+        """Do that with a batch when so many others are done."""
+        self._left, self._instead = after, instead
 
     def commit(self, requests: Sequence[Request]) -> Committed | Rejected:
-        if self.fails is not None:
-            self.fails -= 1
-            if self.fails < 0:
-                self.fails = None
-                return self.instead(requests)
-        return super().commit(requests)
-
-    def really(self, requests: Sequence[Request]) -> Committed | Rejected:
-        """Carry a batch out."""
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                self._left, self.failed = None, True
+                return self._instead(self, requests)
         return super().commit(requests)

@@ -69,10 +69,9 @@ def listed(routed: Routed) -> list[str]:
 
     def essence(value: object, name: str = "") -> object:
         match value:
-            case {"name": "aff", **of} if "elem" in of:
-                return essence({key: each for key, each in value.items() if key != "elem"})
             case dict():
-                return {key: essence(each, key) for key, each in value.items() if key not in ("handle", "counter")}
+                passed_over = {"handle", "counter", "elem" if value.get("name") == "aff" else ""}
+                return {key: essence(each, key) for key, each in value.items() if key not in passed_over}
             case list():
                 found = [essence(each) for each in value]
                 return sorted(found, key=repr) if name == "elem" else found

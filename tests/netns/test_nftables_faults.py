@@ -19,14 +19,13 @@ from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.keys import Frontend
 from svcproxy.frontends.table import FrontendDelta, FrontendTable, diff
 from svcproxy.model.meta import Family
-from tests.netns.routed import FOUR, HOSTS, Failing, Refusing, Routed, change, frontend, key_of, table_of
+from tests.netns.routed import FOUR, HOSTS, Failing, Instead, Refusing, Routed, change, frontend, key_of, table_of
 
 pytestmark = pytest.mark.netns
 
 GOOD, BAD = frontend(1), frontend(2)
 NAMES = HOSTS[Family.IPV4]
 LEFT = NAMES[1:]
-Instead = Callable[[Kernel, Sequence[Request]], Committed | Rejected]
 
 
 @pytest.fixture
@@ -159,7 +158,7 @@ async def test_thousands_of_refusals_end(routed: Routed, refusing: tuple[Nftable
     kernel.refuses = lambda request, name, element: (
         name in ("ep", "class") and not concerns(GOOD)(request, name, element)
     )
-    outcomes = await plane.apply(diff(FrontendTable(), table))
+    outcomes = dict(await plane.apply(diff(FrontendTable(), table)))
     assert outcomes.pop(GOOD.key) == APPLIED
     assert len(outcomes) == len(plane.refused) == len(bad)
     async with routed.serving():
@@ -245,13 +244,13 @@ async def test_what_is_in_force_unknown_a_resync_makes_known(
     plane, kernel = failing
     table = table_of(GOOD, BAD, backends=FOUR)
     await plane.resync(table)
-    kernel.fails, kernel.instead = batch, lambda requests: instead(kernel, requests)
+    kernel.fail(batch, instead)
     delta = change(BAD, removed=FOUR[:1])
     table.apply(delta)
     with suppress(DataplaneLost):
         await plane.apply(delta)
         await plane.apply(FrontendDelta())
-    assert kernel.fails is None
+    assert kernel.failed
     assert await plane.damaged()
     with pytest.raises(DataplaneLost):
         await plane.apply(FrontendDelta())
@@ -272,12 +271,12 @@ async def test_a_batch_too_large_is_cut(
     plane, kernel = failing
     table = table_of(GOOD, BAD, backends=FOUR)
     await plane.resync(table)
-    kernel.fails, kernel.instead = batch, lambda requests: Rejected((Failure(None, number),))
+    kernel.fail(batch, rejected(number))
     delta = change(BAD, removed=FOUR[:1])
     table.apply(delta)
     assert await plane.apply(delta) == {BAD.key: APPLIED}
     await plane.apply(FrontendDelta())
-    assert kernel.fails is None
+    assert kernel.failed
     async with routed.serving():
         assert await routed.serves(key_of(BAD), *LEFT)
     assert not plane.refused
@@ -292,7 +291,7 @@ async def test_a_resync_that_fails_is_completed_by_the_next(
     table = table_of(GOOD, frontend(1, Family.IPV6))
     routed.nft("add element ip svcproxy nodeips { 192.0.2.77 }")
     assert await plane.damaged()
-    kernel.fails, kernel.instead = batch, lambda requests: lost(kernel, requests)
+    kernel.fail(batch, lost)
     with pytest.raises(DataplaneLost):
         await plane.resync(table)
     await plane.resync(table)
@@ -344,15 +343,15 @@ async def test_edits_that_were_not_heard_of_yet_are_settled(
     table = table_of(GOOD, BAD, backends=FOUR)
     await plane.resync(table)
 
-    def edited(requests: Sequence[Request]) -> Committed | Rejected:
+    def edited(kernel: Kernel, requests: Sequence[Request]) -> Committed | Rejected:
         key = f"{key_of(BAD).ip} . tcp . 80"
         routed.nft(
             f"delete element ip svcproxy ep {{ {key} . 2 }}",
             f"add element ip svcproxy ep {{ {key} . 3 : 10.1.2.9 . 9 }}",
         )
-        return kernel.really(requests)
+        return Kernel.commit(kernel, requests)
 
-    kernel.fails, kernel.instead = 0, edited
+    kernel.fail(0, edited)
     delta = change(BAD, added=[type(FOUR[0])("10.1.2.4", 8081)])
     table.apply(delta)
     assert await plane.apply(delta) == {BAD.key: APPLIED}
