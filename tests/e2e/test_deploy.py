@@ -69,7 +69,9 @@ def without(role: dict[str, Any], resource: str) -> dict[str, Any]:
         pytest.param("endpointslices", "EndpointSlice", id="endpointslices: no backends, the agent is not ready"),
         pytest.param("namespaces", "Namespace", id="namespaces: DNS cannot tell an empty namespace from none"),
         pytest.param("nodes", "Node", id="nodes: zone and addresses of the own node are unknown"),
-        pytest.param("servicecidrs", "ServiceCIDR", id="servicecidrs: addresses of no Service are not met with silence"),
+        pytest.param(
+            "servicecidrs", "ServiceCIDR", id="servicecidrs: addresses of no Service are not met with silence"
+        ),
     ],
 )
 async def test_without_a_rule_its_kind_is_not_followed_and_the_reason_is_named(
