@@ -17,7 +17,7 @@ from svcproxy.admin import views
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.paging import Page, page, steps
 from svcproxy.admin.state import AgentState
-from svcproxy.config import Config
+from svcproxy.config import Config, DataplaneMode
 from svcproxy.frontends.addresses import canonical
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.trace import InvalidAddress, trace
@@ -135,6 +135,7 @@ class StatusApi:
         question = _parameters(request, "address", "from")
         ip, protocol, port = _destination(question.get("address", ""))
         state = self._state
+        pods = state.config.dataplane
         try:
             traced = trace(
                 state.table,
@@ -145,6 +146,7 @@ class StatusApi:
                 port,
                 source=question.get("from"),
                 pod_cidrs=state.pod_cidrs(),
+                pod_interfaces=pods.pod_interfaces if state.dataplane_name == DataplaneMode.NFTABLES else (),
                 conflicts=state.conflicts(),
                 refused=state.refused(),
             )

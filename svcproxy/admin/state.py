@@ -70,6 +70,11 @@ class SourceStatus(Protocol):
         """Why the kind is not being followed right now; empty while it is."""
         ...
 
+    @property
+    def optional(self) -> bool:
+        """Whether everything works without the kind."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
@@ -201,6 +206,7 @@ class AgentState:
                 source.error,
             )
             for source in self.sources()
+            if not source.optional
         ]
         return readiness(Progress(self.holds_node, self.programmed, self.snapshot, kinds, self.silence_timeout))
 

@@ -266,7 +266,8 @@ class Agent:
         stale = self._state.readiness(instant).stale
         since = self._snapshot.written_at if stale and not synced and self._snapshot is not None else 0.0
         if stale and synced:
-            contacts = [each.last_contact for each in self._source.status() if each.last_contact is not None]
+            known = [each.last_contact for each in self._source.status() if not each.optional]
+            contacts = [each for each in known if each is not None]
             since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 

@@ -81,6 +81,7 @@ class FakeSource:
     last_contact: float | None = NOW.monotonic - 3
     resource_version: str = "42"
     error: str = ""
+    optional: bool = False
 
 
 def example_state(config: Config | None = None) -> AgentState:
