@@ -244,8 +244,8 @@ def _statement(statement: Statement, family: Family) -> str:  # noqa: C901
             return f"{_key(operands, family)} {'' if present else '!= '}@{name}"
         case LocalSource():
             return "fib saddr type local"
-        case FromInterface(name):
-            return f'iifname "{name}"'
+        case FromInterface(name, present):
+            return f'iifname {"" if present else "!= "}"{name}"'
         case layout.Translated():
             return "ct status dnat"
         case layout.Transport():
