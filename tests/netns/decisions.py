@@ -13,7 +13,7 @@ from pathlib import Path
 
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.frontends.addresses import host_network
-from svcproxy.frontends.decision import SourceKind, admits, decide, lookup, source_kind
+from svcproxy.frontends.decision import SourceKind, admits, decide, lookup
 from svcproxy.frontends.keys import (
     Address,
     Backend,
@@ -27,7 +27,6 @@ from svcproxy.frontends.keys import (
     ServicePortName,
     TrafficPolicy,
 )
-from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.table import FrontendTable
 from svcproxy.model.meta import Family, Protocol, family_of
 from svcproxy.testing.traffic import PATIENCE, SILENCE, Client, Met, Server, serving
@@ -43,11 +42,15 @@ UNLISTED_PORT = 81
 UNALLOCATED = 99
 """Of the Service CIDR."""
 SERVICE_CIDRS = ("10.96.0.0/24", "fd96::/112")
-SURROUNDINGS = Surroundings(pod_cidrs=("10.1.1.0/24", "fd01:1::/64"), service_cidrs=SERVICE_CIDRS)
+BY_ADDRESS = Surroundings(pod_cidrs=("10.1.1.0/24", "fd01:1::/64"), service_cidrs=SERVICE_CIDRS)
+BY_INTERFACE = Surroundings(pod_interfaces=("cni0", "pod*"), service_cidrs=SERVICE_CIDRS)
 
 
 def host(family: Family, network: int, number: int) -> str:
-    """An address as `Namespace.connect` gives them: network 1 has a pod, 2 the backends, 3 is outside; 1 is the node."""
+    """An address as `Namespace.connect` gives them: network 1 is a pod's, 2 the backends', 3 is outside.
+
+    Number 1 of each is the node's.
+    """
     return f"10.1.{network}.{number}" if family is Family.IPV4 else f"fd01:{network}::{number}"
 
 
@@ -61,7 +64,6 @@ def external_ip(family: Family, number: int) -> str:
     return f"198.51.100.{number}" if family is Family.IPV4 else f"2001:db8::{number}"
 
 
-NODE = NodeView("node", addresses=frozenset(host(family, network, 1) for family in Family for network in (1, 2, 3)))
 SOURCES = {
     family: {
         SourceKind.POD: host(family, 1, 2),
@@ -79,7 +81,7 @@ class World:
         self.node, self.pod, self.backends, self.outside = (stack.enter_context(Namespace()) for _ in range(4))
         self.node.forward()
         for number, (other, name) in enumerate(
-            ((self.pod, "veth1"), (self.backends, "veth2"), (self.outside, "up0")), start=1
+            ((self.pod, "pod1"), (self.backends, "back0"), (self.outside, "up0")), start=1
         ):
             self.node.connect(other, name, number)
         for family in Family:
@@ -216,7 +218,7 @@ def decided(table: FrontendTable, case: Case) -> Collection[str]:
         return {Met.SILENCE if case.ip == vip(family_of(case.ip), UNALLOCATED) else Met.REFUSED}
     if not admits(frontend, case.source):
         return {Met.SILENCE}
-    outcome = decide(table, frontend, source_kind(case.source, NODE, SURROUNDINGS.pod_cidrs))
+    outcome = decide(table, frontend, case.kind)
     if isinstance(outcome, BackendSetKey):
         return {backend.ip for backend in table.backends[outcome]}
     return {Met.REFUSED if outcome is Refusal.REJECT else Met.SILENCE}

@@ -1,18 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The script of `svcproxy render`, loaded with nft: real clients meet what is decided."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
 from svcproxy.dataplane.nftables.script import script
 from svcproxy.frontends.decision import SourceKind
 from svcproxy.frontends.table import FrontendTable
 from svcproxy.model.meta import Family, Protocol
 from svcproxy.testing.traffic import SILENCE
-from tests.netns.decisions import PROTOCOLS, SURROUNDINGS, World, assert_decides, cases, every_table, meet, world
+from tests.netns.decisions import (
+    BY_ADDRESS,
+    BY_INTERFACE,
+    PROTOCOLS,
+    World,
+    assert_decides,
+    cases,
+    every_table,
+    meet,
+    world,
+)
 from tests.netns.namespaces import Namespace
 
 pytestmark = pytest.mark.netns
@@ -37,11 +49,28 @@ def load_script(node: Namespace, table: FrontendTable, surroundings: Surrounding
     node.run("nft", "-f", "-", text=script(table, surroundings))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(load_script, id="script")])
+def load_over_netlink(node: Namespace, table: FrontendTable, surroundings: Surroundings) -> None:
+    async def program() -> None:
+        async with NftablesDataplane(Ground(surroundings=surroundings)) as plane:
+            await plane.resync(table)
+
+    with node.entered():
+        asyncio.run(program())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((load_script, BY_ADDRESS), id="script"),
+        pytest.param((load_script, BY_INTERFACE), id="script-pods by interface"),
+        pytest.param((load_over_netlink, BY_ADDRESS), id="netlink"),
+    ],
+)
 def loaded(request: pytest.FixtureRequest) -> Iterator[World]:
-    load: Load = request.param
+    load: Load
+    load, surroundings = request.param
     with world() as made:
-        load(made.node, every_table(), SURROUNDINGS)
+        load(made.node, every_table(), surroundings)
         yield made
 
 
