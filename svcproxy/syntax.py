@@ -111,7 +111,7 @@ def interface_name(text: str) -> str:
     """
     if not _INTERFACE.fullmatch(text) or text in {".", ".."}:
         raise ValueError(
-            f"{text!r} is not the name of a network interface: 1 to 15 characters, no blank and none of / : * \\ \""
+            f'{text!r} is not the name of a network interface: 1 to 15 characters, no blank and none of / : * \\ "'
         )
     return text
 

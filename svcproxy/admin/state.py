@@ -128,6 +128,10 @@ def _no_mapping() -> Mapping[Any, Any]:
     return {}
 
 
+def _no_script(_: FrontendTable) -> str:
+    return ""
+
+
 def _revision_zero() -> int:
     return 0
 
@@ -170,6 +174,8 @@ class AgentState:
     no_local_endpoints: Callable[[], Mapping[tuple[Family, PolicyKind], int]] = _no_mapping
     pod_cidrs: Callable[[], Sequence[str]] = _nothing
     """Sources that are pods, as the data plane takes them."""
+    ruleset: Callable[[FrontendTable], str] = _no_script
+    """The nftables script of a table that nobody changes meanwhile, O(table); called in a thread."""
     revision: Callable[[], int] = _revision_zero
     """The feed's newest."""
     subscribers: Callable[[], Sequence[Subscriber]] = _nothing

@@ -29,8 +29,10 @@ from svcproxy.agent.node import node_view, pod_cidrs
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
+from svcproxy.agent.surroundings import surroundings
 from svcproxy.agent.tenancy import AgentTenant, Parts, check_mode
 from svcproxy.dataplane.contract import Dataplane
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
 from svcproxy.feed.frames import SourceState
@@ -40,6 +42,7 @@ from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.decision import SourceKind, source_kind
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
+from svcproxy.frontends.table import FrontendTable
 from svcproxy.kube.source import Source
 from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store
 from svcproxy.names.builder import NameBuilder
@@ -198,6 +201,7 @@ class Agent:
         state.problems = lambda: self._frontends.problems
         state.no_local_endpoints = lambda: self._frontends.no_local_endpoints
         state.pod_cidrs = self._pod_cidrs
+        state.ruleset = self._ruleset
         state.revision = lambda: self._publisher.revision
         state.subscribers = self._subscribers
         state.latencies = self._observer.latencies
@@ -231,6 +235,9 @@ class Agent:
 
     def _pod_cidrs(self) -> tuple[str, ...]:
         return pod_cidrs(self._life.config.dataplane.cluster_cidrs, self._own_node())
+
+    def _ruleset(self, table: FrontendTable) -> str:
+        return script(table, surroundings(self._life.config.dataplane, self._own_node()))
 
     def _source_kind(self, ip: str) -> SourceKind:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())

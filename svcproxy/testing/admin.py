@@ -16,6 +16,8 @@ from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.config import Config
+from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.keys import Address, FrontendKey
 from svcproxy.frontends.node import NodeView
@@ -112,6 +114,7 @@ def example_state(config: Config | None = None) -> AgentState:
         problems=lambda: builder.problems,
         no_local_endpoints=lambda: builder.no_local_endpoints,
         pod_cidrs=lambda: ["10.244.0.0/16"],
+        ruleset=lambda table: script(table, Surroundings(("10.244.0.0/16",), service_cidrs=("10.96.0.0/12",))),
         revision=lambda: 17,
         subscribers=lambda: [Subscriber("dns-0", 15, NOW.monotonic - 1)],
         latencies=lambda: [api.Latency("frontends", 12, 0.0004, 0.002, 0.0005)],

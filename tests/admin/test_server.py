@@ -18,7 +18,7 @@ from svcproxy.admin.server import AdminServer, host_allowed, serve_health
 from svcproxy.admin.state import AgentState
 from svcproxy.config import AdminConfig, Config, KubeConfig
 from svcproxy.model import Changes, NamespacedName, Service
-from svcproxy.testing.admin import example_state
+from svcproxy.testing.admin import FakeSource, example_state
 
 
 @pytest.fixture
@@ -114,6 +114,23 @@ async def test_everything_is_read_only(client: aiohttp.ClientSession, method: st
     async with client.request(method, path, data=b"x" * 100_000) as response:
         assert response.status == 405
         assert response.headers["Allow"] == "GET,HEAD"
+
+
+async def test_the_ruleset_is_text(client: aiohttp.ClientSession) -> None:
+    async with client.get("/v1/ruleset") as response:
+        assert (response.status, response.content_type) == (200, "text/plain")
+        assert (await response.text()).startswith("#!/usr/sbin/nft -f\n")
+
+
+@pytest.mark.parametrize(("snapshot", "status"), [(False, 503), (True, 200)], ids=["partial", "saved state"])
+async def test_a_ruleset_is_made_of_all_or_nothing(
+    client: aiohttp.ClientSession, state: AgentState, snapshot: bool, status: int
+) -> None:
+    state.sources = lambda: [FakeSource("Service"), FakeSource("EndpointSlice", synced=False)]
+    state.snapshot = snapshot
+    async with client.get("/v1/ruleset") as response:
+        assert response.status == status
+        assert ("not known completely yet: EndpointSlice" in await response.text()) is (status == 503)
 
 
 async def test_head_is_get_without_a_body(client: aiohttp.ClientSession) -> None:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node among pods, backends and strangers, a table with a frontend of every kind, and what its clients must meet.
 
-What they must meet is what `svcproxy.frontends.decision` says. How the rules get into the node is the test's.
+What they must meet is what `svcproxy.frontends.decision` says, whichever way the rules get into the node.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.frontends.addresses import host_network
 from svcproxy.frontends.decision import SourceKind, admits, decide, lookup
 from svcproxy.frontends.keys import (
@@ -151,6 +153,16 @@ ROWS = (
 )
 
 
+def cluster_ip(
+    family: Family, protocol: Protocol, number: int, *backends: Backend, affinity: int | None = None
+) -> FrontendTable:
+    """A table of one Service, with the address `vip(family, number)`."""
+    port = ServicePortName("test", f"service-{number}", "", protocol)
+    key = Address(vip(family, number), protocol, PORT)
+    frontend = Frontend(key, port, FrontendKind.CLUSTER_IP, affinity_timeout=affinity)
+    return FrontendTable({key: frontend}, {frontend.backend_set(Scope.CLUSTER): set(backends)})
+
+
 def every_table() -> FrontendTable:
     """Both families, TCP and UDP: frontends of every kind and policy, with all, some and no backends."""
     table = FrontendTable(node_port_addresses=frozenset(host(family, 3, 1) for family in Family))
@@ -211,7 +223,7 @@ def cases(table: FrontendTable, family: Family, protocol: Protocol, kind: Source
     yield Case(host(family, 1, 1), protocol, NODE_PORT + 1 + ROWS.index(Row(_N)), kind)
 
 
-def decided(table: FrontendTable, case: Case) -> Collection[str]:
+def decided(table: FrontendTable, case: Case) -> set[str]:
     """What the clients of a case meet between them, as `Client.ask` tells it."""
     frontend = lookup(table, case.ip, case.protocol, case.port)
     if frontend is None:
@@ -280,3 +292,19 @@ async def _ask(world: World, case: Case, patience: float) -> str:
             except PermissionError:
                 pass  # the node tells its own programs that a datagram is not sent, and with the next one why
     return Met.SILENCE
+
+
+# How rules get into a node
+
+
+def load_script(node: Namespace, table: FrontendTable, surroundings: Surroundings) -> None:
+    node.run("nft", "-f", "-", text=script(table, surroundings))
+
+
+def load_over_netlink(node: Namespace, table: FrontendTable, surroundings: Surroundings) -> None:
+    async def program() -> None:
+        async with NftablesDataplane(Ground(surroundings=surroundings)) as plane:
+            await plane.resync(table)
+
+    with node.entered():
+        asyncio.run(program())

@@ -281,7 +281,7 @@ def _statement(statement: Statement, family: Family) -> str:  # noqa: C901
 def _drawn(random: Random) -> str:
     """A slot, as the elements of the script have it."""
     base = _slot(random.base)
-    return f"numgen random mod {random.size} offset {base}" if random.size > 1 else f"{base:#010x}"
+    return f"numgen random mod {random.size} offset {base:#010x}" if random.size > 1 else f"{base:#010x}"
 
 
 def _key(operands: tuple[Operand, ...], family: Family, name: SetName | None = None) -> str:
