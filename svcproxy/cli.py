@@ -131,8 +131,13 @@ def _environment(parser: argparse.ArgumentParser) -> None:
     _asks(parser)
 
 
+_WITHOUT_AGENT = """\
+What an agent with these would program. The node's addresses are those of this machine, if they include one that the
+Node object names or if there is no Node object; else those that it names."""
+
+
 def _render(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("without an agent", "What an agent with these would program.")
+    group = parser.add_argument_group("without an agent", _WITHOUT_AGENT)
     group.add_argument("--manifests", metavar="PATH", help="YAML/JSON file or directory with the objects")
     group.add_argument("--node-name", metavar="NAME", help="which node (default: $NODE_NAME, else the host name)")
     group.add_argument("--config", metavar="FILE", help="configuration file; its keys dataplane.* count")
@@ -284,7 +289,7 @@ VERBS: tuple[Verb, ...] = (
         _render,
         (
             "svcproxy render | less",
-            "svcproxy render | grep -A3 '10[.]96[.]0[.]10 '        # one Service address, in every set",
+            "svcproxy render | grep '10[.]96[.]0[.]10 '    # one Service address, in every set",
             "svcproxy render --manifests ./services --node-name worker-3 | nft -c -f -",
         ),
     ),

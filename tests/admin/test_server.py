@@ -289,6 +289,7 @@ async def test_tcp_listeners_serve_what_belongs_there() -> None:
             f"http://{health}/v1/status": 404,
             f"http://{metrics}/metrics": 200,
             f"http://{metrics}/v1/status": 200,
+            f"http://{metrics}/v1/ruleset": 404,
             f"http://{metrics}/livez": 404,
         }
         answers = {}
