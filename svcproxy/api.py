@@ -161,6 +161,9 @@ class Status(Answer, frozen=True, rename="camel"):
     """The data plane in use."""
     refused: tuple[RefusedFrontend, ...]
     refused_count: int
+    compromised: tuple[RefusedFrontend, ...]
+    """Frontends in force, but otherwise than asked for."""
+    compromised_count: int
     conflicts: tuple[AddressConflict, ...]
     conflicts_count: int
     problems: tuple[ServiceProblem, ...]

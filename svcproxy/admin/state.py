@@ -6,7 +6,7 @@ event loop. What belongs to sibling packages comes in through small callables, s
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -168,6 +168,12 @@ class AgentState:
     sources: Callable[[], Sequence[SourceStatus]] = _nothing
     dataplane_name: str = "none"
     refused: Callable[[], Mapping[FrontendKey, str]] = _no_mapping
+    compromised: Callable[[], Mapping[FrontendKey, str]] = _no_mapping
+    """Frontends in force otherwise than asked for, and how."""
+    connections: Callable[[], Awaitable[Mapping[FrontendKey, int]]] | None = None
+    """New connections by frontend; None where nobody counts them."""
+    programming: Callable[[], Mapping[str, int]] = _no_mapping
+    """What programming the kernel took, by the names of `svcproxy.admin.metrics.PROGRAMMING`; none elsewhere."""
     conflicts: Callable[[], Mapping[FrontendKey, Conflict]] = _no_mapping
     """As the frontend builder has them; so the next."""
     problems: Callable[[], Mapping[NamespacedName, tuple[str, ...]]] = _no_mapping

@@ -12,7 +12,7 @@ import msgspec
 
 from svcproxy import api
 from svcproxy.admin.health import Instant
-from svcproxy.admin.metrics import AgentMetrics
+from svcproxy.admin.metrics import PROGRAMMING, AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.config import Config
@@ -93,6 +93,11 @@ def example_state(config: Config | None = None) -> AgentState:
     for kind, text in _OBJECTS:
         builder.update(store.apply(Changes(kind, (msgspec.json.decode(text, type=kind),))))
     refused: dict[FrontendKey, str] = {Address("198.51.100.7", Protocol.TCP, 443): "the address is not this node's"}
+    web = Address("10.96.0.10", Protocol.TCP, 80)
+
+    async def connections() -> dict[FrontendKey, int]:
+        return {web: 7}
+
     state = AgentState(
         config=config or Config(node_name=NODE),
         clock=lambda: NOW,
@@ -110,6 +115,9 @@ def example_state(config: Config | None = None) -> AgentState:
         sources=lambda: [FakeSource("Service"), FakeSource("EndpointSlice"), FakeSource("Node")],
         dataplane_name="userspace",
         refused=lambda: refused,
+        compromised=lambda: {web: "affinity for 300 s: there are 16 other time-outs"},
+        connections=connections,
+        programming=lambda: dict.fromkeys(PROGRAMMING, 3),
         conflicts=lambda: builder.conflicts,
         problems=lambda: builder.problems,
         no_local_endpoints=lambda: builder.no_local_endpoints,

@@ -109,6 +109,10 @@ async def test_how_much_there_is_is_looked_up_at_the_scrape(metrics: AgentMetric
     assert value(series, "svcproxy_frontends") == 5
     assert value(series, "svcproxy_backends") == 3
     assert value(series, "svcproxy_dataplane_refused") == 1
+    assert value(series, "svcproxy_dataplane_compromised") == 1
+    assert value(series, "svcproxy_nftables_drift_total") == 3
+    web = {"frontend": "10.96.0.10:80/TCP", "namespace": "shop", "service": "web", "port": "http"}
+    assert value(series, "svcproxy_frontend_connections_total", **web) == 7
     assert value(series, "svcproxy_feed_lag", worker="dns-0") == 2
     assert value(series, "svcproxy_watch_age_seconds", kind="EndpointSlice") == 3
     assert value(series, "svcproxy_role_crash_loop", role="dns") == 1

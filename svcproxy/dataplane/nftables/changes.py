@@ -57,6 +57,7 @@ class Changes:
         families: Collection[Family],
         wanted: Callable[[FrontendKey], Iterable[AddElement]],
         removed: Callable[[Elements], None],
+        totals: Totals,
     ) -> None:
         """`families`: those that have tables; `wanted`: the elements that a frontend shall have.
 
@@ -70,7 +71,7 @@ class Changes:
         """Of refused frontends: where the kernel may not have what it should."""
         self.refused: dict[FrontendKey, str] = {}
         """Frontends not entirely in force, and why."""
-        self.totals = Totals()
+        self.totals = totals
 
     def run(self, operations: Sequence[Operation]) -> None:
         """Carry a phase out, but for frontends that are refused, already or now: `settle` them after the last phase.

@@ -8,9 +8,9 @@ plane's own. What surplus slots a change leaves goes a millisecond later, while 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -42,6 +42,7 @@ INLINE_CHANGES = 200
 """Frontends and backends in a delta from which on it goes to the thread: about 5 ms of the loop's time."""
 STICKY_INTERVAL = 1.0
 """Shortest time in seconds between two looks at which clients remember backends that are gone."""
+LENT = "a successor takes the tables over"
 STALE_IDS_MAX = 100_000
 """Ids of backends that went, until clients' memories of them are deleted. What exceeds it expires by itself."""
 
@@ -67,15 +68,17 @@ class NftablesDataplane:
     def __init__(self, ground: Ground, kernel: Callable[[], Kernel] = Kernel) -> None:
         """Open the sockets; nothing is changed before the first `resync`. Raises OSError."""
         self._ground = ground
-        self._kernel = kernel()
+        self._open_kernel = kernel
         with ExitStack() as opened:
-            opened.push(self._kernel)
+            self._kernel = opened.enter_context(kernel())
             self._reader = opened.enter_context(Kernel())
             self._watch = Watch(self._kernel.port)
             opened.pop_all()
         self._watching = False
+        self._lent = False
         self._renderer = Renderer()
         self._counts = Counts()
+        self.totals = Totals()
         self._changes = self._make_changes()
         self._unsure = "nothing has been read yet"
         """Why what is in force is not known; empty if it is."""
@@ -107,7 +110,7 @@ class NftablesDataplane:
 
     async def apply(self, delta: FrontendDelta) -> Mapping[FrontendKey, Outcome]:
         """Take a delta in; returns when the kernel has acknowledged that it is in force."""
-        async with self._lock:
+        async with self._working():
             await self._finish()
             self._heard()
             if self._unsure:
@@ -129,7 +132,10 @@ class NftablesDataplane:
         Without reason to doubt what the kernel has, nothing is read: nobody else can have changed tables with an owner,
         and changes of others' are heard of. With it, everything is read and compared.
         """
-        async with self._lock:
+        async with self._working():
+            if self._lent:
+                raise DataplaneLost(LENT)
+            self._reopen()
             await self._finish()
             self._heard()
             self._attend(True)  # whatever others change from here on is heard of
@@ -149,16 +155,11 @@ class NftablesDataplane:
     async def close(self) -> None:
         """Close the sockets. The tables stay, and with them all connections, old and new."""
         async with self._lock:
-            if self._shrink and not self._unsure:
-                with suppress(DataplaneLost):
-                    self._changes.run(self._shrink)
-            self._shrink = ()
+            self._let_go()
             self._unsure = "closed"
-            self._attend(False)
             self._watch.close()
-            self._thread.shutdown()
-            self._kernel.close()
             self._reader.close()
+            self._thread.shutdown()
 
     # --- beyond the contract
 
@@ -181,16 +182,26 @@ class NftablesDataplane:
         """Whether nobody else can change the tables."""
         return self._owned
 
-    @property
-    def totals(self) -> Totals:
-        """What was done since the start."""
-        return self._changes.totals
-
     async def damaged(self) -> str:
         """Wait until what is in force is not known any more; returns why. `resync` makes it known."""
         await self._damaged.wait()
         self._damaged.clear()
         return self._unsure or "repaired meanwhile"
+
+    def lend(self) -> None:
+        """Let a successor have the tables, which stay in force; nothing is changed until `take_back`.
+
+        Without it no other process could claim them while this one lives.
+        """
+        self._lent = True
+        if not self._lock.locked():
+            self._let_go()
+
+    def take_back(self) -> None:
+        """The successor does without: `resync` claims the tables again."""
+        if self._lent:
+            self._lent = False
+            self._damaged.set()
 
     async def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
         """Have other rules from the next `resync` on, which reads and compares everything."""
@@ -208,7 +219,7 @@ class NftablesDataplane:
     # --- work
 
     def _make_changes(self) -> Changes:
-        return Changes(self._kernel, self._ground.families, self._elements_of, self._counts.add)
+        return Changes(self._kernel, self._ground.families, self._elements_of, self._counts.add, self.totals)
 
     def _elements_of(self, key: FrontendKey) -> Iterable[AddElement]:
         return self._renderer.elements_of(key)
@@ -283,7 +294,7 @@ class NftablesDataplane:
             await self._surplus.wait()
             self._surplus.clear()
             await asyncio.sleep(SHRINK_DELAY)
-            async with self._lock:
+            async with self._working():
                 with suppress(DataplaneLost):  # noted: the next `apply` knows
                     await self._finish()
 
@@ -301,7 +312,7 @@ class NftablesDataplane:
             try:
                 async with self._reading:
                     found = await asyncio.to_thread(sticky.find, self._reader, self._ground.families, stale)
-                async with self._lock:
+                async with self._working():
                     if not self._unsure:
                         await self._in_thread(partial(sticky.delete, self._kernel, found))
             except DataplaneLost as exc:
@@ -334,6 +345,43 @@ class NftablesDataplane:
                     self._doubt("somebody else changed the tables")
         except DataplaneLost as exc:
             self._doubt(exc.cause)
+
+    # --- who has the tables
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncIterator[None]:
+        """Use the kernel alone; then let go of it, if it was lent meanwhile."""
+        async with self._lock:
+            try:
+                yield
+            finally:
+                if self._lent:
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        if self._kernel.closed:
+            return
+        if self._shrink and not self._unsure:
+            with suppress(DataplaneLost):
+                self._changes.run(self._shrink)
+        self._shrink = ()
+        self._unsure = LENT
+        self._attend(False)
+        self._kernel.close()
+
+    def _reopen(self) -> None:
+        if not self._kernel.closed:
+            return
+        try:
+            with ExitStack() as opened:
+                kernel = opened.enter_context(self._open_kernel())
+                watch = Watch(kernel.port)
+                opened.pop_all()
+        except OSError as exc:
+            raise DataplaneLost(f"netlink: {exc.strerror}") from exc
+        self._watch.close()
+        self._kernel, self._watch = kernel, watch
+        self._changes = self._make_changes()
 
     # --- knowing
 

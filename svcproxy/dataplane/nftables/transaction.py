@@ -117,6 +117,11 @@ class Kernel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._sock.fileno() < 0
+
     def close(self) -> None:
         """Close the socket. Tables it owns lose their owner; without PERSIST they go."""
         self._sock.close()
