@@ -18,7 +18,7 @@ from svcproxy.admin import views
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.paging import Page, page, steps
 from svcproxy.admin.state import AgentState
-from svcproxy.config import Config
+from svcproxy.config import Config, DataplaneMode
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.trace import InvalidAddress, trace
 from svcproxy.model import NamespacedName, Service
@@ -143,6 +143,7 @@ class StatusApi:
         question = _parameters(request, "address", "from")
         ip, protocol, port = _destination(question.get("address", ""))
         state = self._state
+        pods = state.config.dataplane
         try:
             traced = trace(
                 state.table,
@@ -153,6 +154,7 @@ class StatusApi:
                 port,
                 source=question.get("from"),
                 pod_cidrs=state.pod_cidrs(),
+                pod_interfaces=pods.pod_interfaces if state.dataplane_name == DataplaneMode.NFTABLES else (),
                 conflicts=state.conflicts(),
                 refused=state.refused(),
             )
@@ -192,7 +194,7 @@ class StatusApi:
             waits_for = [each.kind for each in state.sources() if each.kind in TABLE_KINDS and not each.synced]
             if waits_for and not state.snapshot:
                 raise web.HTTPServiceUnavailable(text=f"not known completely yet: {', '.join(waits_for)}")
-            text = await asyncio.to_thread(state.ruleset, state.table.copy())
+            text = await asyncio.to_thread(state.ruleset())
         return web.Response(text=text)
 
 

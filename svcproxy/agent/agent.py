@@ -14,7 +14,9 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -30,7 +32,6 @@ from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
-from svcproxy.agent.surroundings import surroundings
 from svcproxy.agent.tenancy import AgentTenant, Parts
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.plane import Ground
@@ -44,7 +45,6 @@ from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.decision import SourceKind, source_kind
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
-from svcproxy.frontends.table import FrontendTable
 from svcproxy.kube.source import Source
 from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store
 from svcproxy.names.builder import NameBuilder
@@ -241,9 +241,6 @@ class Agent:
     def _pod_cidrs(self) -> tuple[str, ...]:
         return pod_cidrs(self._life.config.dataplane.cluster_cidrs, self._own_node())
 
-    def _ruleset(self, table: FrontendTable) -> str:
-        return script(table, surroundings(self._life.config.dataplane, self._own_node()))
-
     def _source_kind(self, ip: str) -> SourceKind:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
@@ -251,6 +248,10 @@ class Agent:
         config = self._life.config.dataplane
         pod_cidrs = self._pod_cidrs()
         return Ground(surroundings=Surroundings(pod_cidrs=pod_cidrs, masquerade_all=config.masquerade_all))
+
+    def _ruleset(self) -> Callable[[], str]:
+        ground = self._ground()
+        return partial(script, self._frontends.table.copy(), ground.surroundings, ground.hairpin_cidrs)
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
@@ -273,7 +274,8 @@ class Agent:
         stale = self._state.readiness(instant).stale
         since = self._snapshot.written_at if stale and not synced and self._snapshot is not None else 0.0
         if stale and synced:
-            contacts = [each.last_contact for each in self._source.status() if each.last_contact is not None]
+            known = [each.last_contact for each in self._source.status() if not each.optional]
+            contacts = [each for each in known if each is not None]
             since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 

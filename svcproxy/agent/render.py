@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from svcproxy.agent.node import node_view, primary_addresses
-from svcproxy.agent.surroundings import surroundings
+from svcproxy.agent.surroundings import derive
 from svcproxy.client.connection import StatusClient, find_instance
 from svcproxy.config import Config
 from svcproxy.dataplane.nftables.script import script
@@ -50,15 +50,16 @@ def from_manifests(config: Config) -> str:
         external_ip_cidrs=config.dataplane.external_ip_cidrs,
     )
     found = _read(config)
-    left_out = (f"left out: {each.kind or 'object'} {each.name}: {each.reason}" for each in found.invalid)
-    sys.stderr.writelines(f"svcproxy: {message}\n" for message in (*options.warnings, *left_out))
     store = Store()
     builder = FrontendBuilder(store, NodeView(config.node_name), options)
     for changes in found.changes:
         builder.update(store.apply(changes))
     node = store.nodes.get(NamespacedName("", config.node_name))
     builder.node_changed(node_view(config.node_name, node, _addresses(node)))
-    return script(builder.table, surroundings(config.dataplane, node))
+    derived = derive(config.dataplane, node, store.service_cidrs.values())
+    left_out = (f"left out: {each.kind or 'object'} {each.name}: {each.reason}" for each in found.invalid)
+    sys.stderr.writelines(f"svcproxy: {message}\n" for message in (*options.warnings, *left_out, *derived.warnings))
+    return script(builder.table, derived.surroundings, derived.hairpin_cidrs)
 
 
 def _read(config: Config) -> Update:
