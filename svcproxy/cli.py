@@ -149,7 +149,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _RENDER = """\
-Prints a script for `nft -f` (nft 1.0.6 or later) under which new connections meet what they meet under the nftables
+Prints a script for `nft -f` (tried with nft 1.0.6) under which new connections meet what they meet under the nftables
 data plane. It is made of what the agent wants to be in force, not read from the kernel: compare with `nft list
 ruleset`. Nothing is changed. Without --manifests the running agent is asked.
 

@@ -19,6 +19,7 @@ from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.paging import Page, page, steps
 from svcproxy.admin.state import AgentState
 from svcproxy.config import Config, DataplaneMode
+from svcproxy.frontends.addresses import canonical
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.trace import InvalidAddress, trace
 from svcproxy.model import NamespacedName, Service
@@ -160,7 +161,11 @@ class StatusApi:
             )
         except InvalidAddress as exc:
             raise web.HTTPBadRequest(text=str(exc)) from exc
-        return reply(views.trace(traced))
+        answer = views.trace(traced)
+        if state.inspect is not None:
+            kernel = await state.inspect(canonical(ip) or ip, protocol, port, answer)
+            answer = msgspec.structs.replace(answer, kernel=kernel)
+        return reply(answer)
 
     async def _environment(self, request: web.Request) -> web.Response:
         """`service` may be repeated: only these. The API server's Service is looked for in its own namespace too."""

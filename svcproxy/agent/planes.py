@@ -2,11 +2,14 @@
 """The data planes as one turn as the node's uses them: opened, kept running, handed over, stopped."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from socket import socket
 from typing import Protocol
 
+from svcproxy import api
 from svcproxy.admin.state import AgentState
+from svcproxy.agent.kernel_view import kernel_view
 from svcproxy.config import Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
@@ -15,6 +18,9 @@ from svcproxy.dataplane.userspace.plane import UserspaceDataplane
 from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.decision import SourceKind
 from svcproxy.frontends.keys import FrontendKey
+from svcproxy.model.meta import Protocol as Transport
+
+log = logging.getLogger(__name__)
 
 RELEASED_MAX = 86400.0
 """Seconds that connections established before a successor took over may go on in this process."""
@@ -137,6 +143,16 @@ class NftablesPlane:
         state.connections = self.dataplane.connections
         state.compromised = lambda: self.dataplane.compromised
         state.programming = self._programming
+        state.inspect = self._inspect
+
+    async def _inspect(self, ip: str, protocol: Transport, port: int, wanted: api.Trace) -> api.KernelView | None:
+        near = wanted.source_kind != SourceKind.OTHER
+        try:
+            seen = await self.dataplane.inspect(ip, protocol, port, wanted.source, near=near)
+        except DataplaneLost as exc:
+            log.warning("the kernel cannot be asked", extra={"cause": exc.cause})
+            return None
+        return kernel_view(wanted, seen)
 
     def _programming(self) -> Mapping[str, int]:
         totals = self.dataplane.totals

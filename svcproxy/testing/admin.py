@@ -101,6 +101,11 @@ def example_state(config: Config | None = None) -> AgentState:
     async def connections() -> dict[FrontendKey, int]:
         return {web: 7}
 
+    async def inspect(ip: str, protocol: Protocol, port: int, wanted: api.Trace) -> api.KernelView:
+        if (ip, protocol, port) == (web.ip, web.protocol, web.port):
+            return api.KernelView("forward", ("class: goto a2-600", "a2-600: 2 backends"), wanted.backends, True, "")
+        return api.KernelView(wanted.verdict, ("class: nothing",), (), True, "")
+
     state = AgentState(
         config=config or Config(node_name=NODE),
         clock=lambda: NOW,
@@ -120,6 +125,7 @@ def example_state(config: Config | None = None) -> AgentState:
         refused=lambda: refused,
         compromised=lambda: {web: "affinity for 300 s: there are 16 other time-outs"},
         connections=connections,
+        inspect=inspect,
         programming=lambda: dict.fromkeys(PROGRAMMING, 3),
         conflicts=lambda: builder.conflicts,
         problems=lambda: builder.problems,

@@ -69,7 +69,7 @@ that counts is that `numgen` is of the same type."""
 
 _HEAD: Final = """\
 #!/usr/sbin/nft -f
-# The Service tables of one node, written by `svcproxy render` for nft 1.0.6 or later.
+# The Service tables of one node, written by `svcproxy render` for nft 1.0.6.
 # {counts}
 # Loading it replaces both tables at once. It fails, and changes nothing, while an agent owns them.
 """
