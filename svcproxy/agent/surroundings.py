@@ -2,18 +2,30 @@
 """What the rules of a kernel data plane have to know of node and cluster, from configuration and objects. Pure.
 
 Objects come from outside, so they are held against what is known for sure: a range of Services that would silence pods
-or this node is not taken.
+or this node is not taken. Nor are addresses silenced whose Services are left to another proxy.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
 
 from svcproxy.config import DataplaneConfig, DetectLocalMode
 from svcproxy.dataplane.nftables.layout import Surroundings
-from svcproxy.frontends.addresses import Network, canonical, host_network, network
-from svcproxy.model import Node, ServiceCIDR
+from svcproxy.frontends.addresses import Network, canonical, contains, host_network, network
+from svcproxy.model import NamespacedName, Node, Service, ServiceCIDR, Store, Touched
 from svcproxy.model.meta import Family, family_of
+
+LEFT_TO_OTHERS_MAX = 256
+"""ClusterIPs that are cut out of the ranges of Services; with more, no range is met with silence."""
 
 _EVERYTHING = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
 
@@ -29,8 +41,53 @@ class Derived:
     """What is not as it should be, for people."""
 
 
-def derive(config: DataplaneConfig, node: Node | None, service_cidrs: Iterable[ServiceCIDR]) -> Derived:
+class SurroundingsBuilder:
+    """Derives it from a store. One `update` for each `Touched`; it looks at what was touched, seldom at more."""
+
+    def __init__(self, config: DataplaneConfig, node_name: str, store: Store) -> None:
+        self._config = config
+        self._node = NamespacedName("", node_name)
+        self._store = store
+        self._left_to_others = {key: ips for key, obj in store.services.items() if (ips := _left_to_others(obj))}
+        self.derived = self._derive()
+        """What holds now."""
+
+    def update(self, touched: Touched) -> bool:
+        """Take in what has changed in the store. Returns whether `derived` is another value."""
+        concerned = bool(touched.nodes or touched.service_cidrs)
+        for old, new in touched.services:
+            if new is not None and (ips := _left_to_others(new)):
+                concerned |= self._left_to_others.get(new.key) != ips
+                self._left_to_others[new.key] = ips
+            elif old is not None:
+                concerned |= self._left_to_others.pop(old.key, None) is not None
+        if not concerned:
+            return False
+        before, self.derived = self.derived, self._derive()
+        return self.derived != before
+
+    def _derive(self) -> Derived:
+        left = {ip for ips in self._left_to_others.values() for ip in ips}
+        return derive(self._config, self._store.nodes.get(self._node), self._store.service_cidrs.values(), left)
+
+
+def _left_to_others(service: Service) -> tuple[str, ...]:
+    """The ClusterIPs of a Service that another proxy serves; none if we do."""
+    if service.metadata.labels is None or service.metadata.labels.proxy_name is None:
+        return ()
+    listed = service.spec.cluster_ips or (service.spec.cluster_ip or "",)
+    return tuple(ip for text in listed if (ip := canonical(text)) is not None)
+
+
+def derive(
+    config: DataplaneConfig,
+    node: Node | None,
+    service_cidrs: Iterable[ServiceCIDR],
+    left_to_others: Collection[str] = (),
+) -> Derived:
     """What holds for the own Node, None while it is not known, and the ServiceCIDRs there are.
+
+    `left_to_others`: canonical ClusterIPs that another proxy serves.
 
     With `NodeCIDR`, as long as the Node has no podCIDRs, nothing is taken for a pod and nobody for a stranger.
     ServiceCIDRs count once the Node is known, for its addresses must not be among them.
@@ -42,11 +99,11 @@ def derive(config: DataplaneConfig, node: Node | None, service_cidrs: Iterable[S
     if by_node and not of_node:
         warnings.append("the Node has no podCIDRs (yet): nothing tells pods from others, all keep their source address")
     taken = [*of_node, *of_cluster, *_node_addresses(node)]
-    ranges = _networks(_service_cidrs(config, service_cidrs if node is not None else ()), warnings)
+    ranges = _without(taken, _networks(_service_cidrs(config, service_cidrs if node else ()), warnings), warnings)
     surroundings = Surroundings(
         pod_cidrs=_collapsed(of_node if by_node else of_cluster),
         pod_interfaces=config.pod_interfaces,
-        service_cidrs=_collapsed(_without(taken, ranges, warnings)),
+        service_cidrs=_silent(_collapsed(ranges), left_to_others, warnings),
         masquerade_all=config.masquerade_all,
     )
     # Where podCIDRs do not say what is a pod, they may be unused: CNIs with address management of their own leave
@@ -93,6 +150,30 @@ def _without(taken: Iterable[Network], ranges: Iterable[Network], warnings: list
             warnings.append(f"{each} is not taken for a range of Services: pods or this node have {listed}")
         else:
             yield each
+
+
+def _silent(cidrs: tuple[str, ...], left_to_others: Collection[str], warnings: list[str]) -> tuple[str, ...]:
+    """The CIDRs less the addresses that another proxy serves."""
+    if len(left_to_others) > LEFT_TO_OTHERS_MAX:
+        warnings.append(
+            f"{len(left_to_others)} ClusterIPs are left to another proxy, more than {LEFT_TO_OTHERS_MAX}: "
+            "no address of the ranges of Services is met with silence"
+        )
+        return ()
+    return tuple(part for cidr in cidrs for part in _around(cidr, left_to_others))
+
+
+def _around(cidr: str, ips: Iterable[str]) -> Iterator[str]:
+    """The parts of a CIDR before, between and after some addresses."""
+    inside = sorted(int(ip_address(ip)) for ip in ips if contains(cidr, ip))
+    whole = ip_network(cidr)
+    first = int(whole.network_address)
+    for at in (*inside, int(whole.broadcast_address) + 1):
+        if at > first and isinstance(whole, IPv4Network):
+            yield from map(str, summarize_address_range(IPv4Address(first), IPv4Address(at - 1)))
+        elif at > first:
+            yield from map(str, summarize_address_range(IPv6Address(first), IPv6Address(at - 1)))
+        first = at + 1
 
 
 def _hairpin_cidrs(of_node: Iterable[Network]) -> tuple[str, ...]:

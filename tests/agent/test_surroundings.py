@@ -3,16 +3,18 @@
 
 import ipaddress
 from collections.abc import Sequence
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from svcproxy.agent.surroundings import derive
+from svcproxy.agent.surroundings import LEFT_TO_OTHERS_MAX, SurroundingsBuilder, derive
 from svcproxy.config import DataplaneConfig, DetectLocalMode
 from svcproxy.dataplane.nftables.layout import Surroundings, surrounding_elements
-from svcproxy.model import Node, ObjectMeta, ServiceCIDR
+from svcproxy.model import Changes, NamespacedName, Node, ObjectMeta, Service, ServiceCIDR, Store
 from svcproxy.model.node import NodeAddress, NodeMeta, NodeSpec, NodeStatus
+from svcproxy.model.service import ServiceLabels, ServiceMeta, ServiceSpec
 from svcproxy.model.service_cidr import ServiceCIDRSpec
 
 NO_POD_CIDRS = "the Node has no podCIDRs"
@@ -179,6 +181,74 @@ def test_ranges_of_services(
     derived = derive(config, node, objects)
     assert derived.surroundings.service_cidrs == expected
     assert (warning in derived.warnings) is bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "left", "expected"),
+    [
+        pytest.param("10.96.0.0/30", ["10.96.0.1"], ("10.96.0.0/32", "10.96.0.2/31"), id="within"),
+        pytest.param(
+            "10.96.0.0/30", ["10.96.0.0", "10.96.0.3", "fd00::1"], ("10.96.0.1/32", "10.96.0.2/32"), id="ends"
+        ),
+        pytest.param("10.96.0.0/31", ["10.96.0.1", "10.96.0.0"], (), id="all of it"),
+        pytest.param("fd00::/126", ["fd00::2", "10.96.0.1"], ("fd00::/127", "fd00::3/128"), id="IPv6"),
+        pytest.param("10.96.0.0/30", ["10.97.0.1"], ("10.96.0.0/30",), id="elsewhere"),
+    ],
+)
+def test_case_27_addresses_that_another_proxy_serves_are_let_pass(
+    cidr: str, left: list[str], expected: tuple[str, ...]
+) -> None:
+    derived = derive(DataplaneConfig(), NODE, [service_cidr(cidr)], left)
+    assert derived.surroundings.service_cidrs == expected
+    assert derived.warnings == ()
+
+
+def test_too_many_of_them_are_said_and_nothing_is_met_with_silence() -> None:
+    left = [f"10.96.{n >> 8}.{n & 255}" for n in range(LEFT_TO_OTHERS_MAX + 1)]
+    assert derive(DataplaneConfig(), NODE, [service_cidr("10.96.0.0/16")], left[1:]).surroundings.service_cidrs
+    derived = derive(DataplaneConfig(), NODE, [service_cidr("10.96.0.0/16")], left)
+    assert derived.surroundings.service_cidrs == ()
+    assert "257 ClusterIPs are left to another proxy" in derived.warnings[0]
+
+
+# Step by step
+
+
+def service(ip: str | None, *, proxy: str | None = None, name: str = "s") -> Service:
+    labels = ServiceLabels(proxy_name=proxy) if proxy is not None else None
+    return Service(ServiceMeta(name, "default", labels=labels), ServiceSpec(cluster_ip=ip))
+
+
+KEY = NamespacedName("default", "s")
+OTHERS = Changes(Service, (service("10.96.0.1", proxy="x"),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        pytest.param([Changes(Service, (service("10.96.0.1"),))], [False], id="a Service of ours"),
+        pytest.param([OTHERS], [True], id="one of another proxy"),
+        pytest.param([OTHERS, Changes(Service, removed=(KEY,))], [True, True], id="which goes"),
+        pytest.param([OTHERS, Changes(Service, (service("10.96.0.1"),))], [True, True], id="which becomes ours"),
+        pytest.param(
+            [OTHERS, Changes(Service, (service("10.96.0.1", proxy="y"),))], [True, False], id="which changes hands"
+        ),
+        pytest.param([Changes(Service, (service("None", proxy="x"),))], [False], id="a headless one"),
+        pytest.param([Changes(Node, (own_node("10.244.2.0/24"),))], [True], id="other podCIDRs"),
+        pytest.param([Changes(Node, (own_node("10.244.1.0/24", addresses=()),))], [False], id="other addresses"),
+        pytest.param([Changes(ServiceCIDR, (service_cidr("10.97.0.0/16", name="more"),))], [True], id="another range"),
+        pytest.param(
+            [Changes(ServiceCIDR, removed=(NamespacedName("", "kubernetes"),))], [True], id="a range that goes"
+        ),
+    ],
+)
+def test_changes_are_followed(changes: list[Changes[Any]], changed: list[bool]) -> None:
+    store = Store()
+    store.apply(Changes(Node, (NODE,)))
+    store.apply(Changes(ServiceCIDR, (service_cidr("10.96.0.0/16"),)))
+    builder = SurroundingsBuilder(DataplaneConfig(), "n1", store)
+    assert [builder.update(store.apply(each)) for each in changes] == changed
+    assert builder.derived == SurroundingsBuilder(DataplaneConfig(), "n1", store).derived
 
 
 def test_a_bad_pod_cidr_costs_itself() -> None:
