@@ -134,6 +134,10 @@ def _no_mapping() -> Mapping[Any, Any]:
     return {}
 
 
+def _no_ruleset() -> Callable[[], str]:
+    return str
+
+
 def _revision_zero() -> int:
     return 0
 
@@ -184,6 +188,8 @@ class AgentState:
     no_local_endpoints: Callable[[], Mapping[tuple[Family, PolicyKind], int]] = _no_mapping
     pod_cidrs: Callable[[], Sequence[str]] = _nothing
     """Sources that are pods, as the data plane takes them."""
+    ruleset: Callable[[], Callable[[], str]] = _no_ruleset
+    """Takes a copy of what the nftables script is made of; what it returns makes the script of it, in any thread."""
     revision: Callable[[], int] = _revision_zero
     """The feed's newest."""
     subscribers: Callable[[], Sequence[Subscriber]] = _nothing

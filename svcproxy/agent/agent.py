@@ -14,7 +14,9 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -33,6 +35,7 @@ from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, 
 from svcproxy.agent.tenancy import AgentTenant, Parts
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.plane import Ground
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
 from svcproxy.feed.frames import SourceState
@@ -201,6 +204,7 @@ class Agent:
         state.problems = lambda: self._frontends.problems
         state.no_local_endpoints = lambda: self._frontends.no_local_endpoints
         state.pod_cidrs = self._pod_cidrs
+        state.ruleset = self._ruleset
         state.revision = lambda: self._publisher.revision
         state.subscribers = self._subscribers
         state.latencies = self._observer.latencies
@@ -244,6 +248,10 @@ class Agent:
         config = self._life.config.dataplane
         pod_cidrs = self._pod_cidrs()
         return Ground(surroundings=Surroundings(pod_cidrs=pod_cidrs, masquerade_all=config.masquerade_all))
+
+    def _ruleset(self) -> Callable[[], str]:
+        ground = self._ground()
+        return partial(script, self._frontends.table.copy(), ground.surroundings, ground.hairpin_cidrs)
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
