@@ -8,7 +8,7 @@ import pytest
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.places import AT, Addresses
 from tests.netns.probes import REFUSED, SILENCE, TIMEOUT, Failed, Outcome, Served
-from tests.netns.world import PODS, PORTS, TRANSPORTS, World
+from tests.netns.world import PODS, PORTS, TRANSPORTS, World, server_name
 
 pytestmark = pytest.mark.netns
 
@@ -63,7 +63,9 @@ async def test_everybody_reaches_every_pod_as_itself(world: World, at: Addresses
         for place, source in own.items():
             for pod in PODS:
                 for port in PORTS:
-                    assert await world.attempt(place, protocol, (at.of_pods[pod], port)) == Served(pod, source)
+                    assert await world.attempt(place, protocol, (at.of_pods[pod], port)) == Served(
+                        server_name(pod, port), source
+                    )
 
 
 @FAMILIES
@@ -74,8 +76,8 @@ async def test_everybody_reaches_every_pod_as_itself(world: World, at: Addresses
         ("p1", "cluster_ip", 80, ("b1", "p1")),
         ("h1", "cluster_ip", 80, ("b1", "n1")),
         ("x", "cluster_ip", 80, ("b1", "n1")),
-        ("x", "vip", 80, ("a1", "x")),
-        ("b2", "vip", 80, ("a1", "b2")),
+        ("x", "vip", 80, ("a1:9090", "x")),
+        ("b2", "vip", 80, ("a1:9090", "b2")),
         ("y", "n1", 30080, ("b1", "n1")),
         ("p1", "external_ip", 80, ("p1", "n1")),
         ("x", "second", 30080, REFUSED),

@@ -20,10 +20,15 @@ from tests.netns.probes import PATIENCE, Flow, Outcome, Server
 PODS = {"p1": "n1", "a1": "n1", "a2": "n1", "b1": "n2", "b2": "n2"}
 """The node of each."""
 PORTS = (8080, 9090)
-"""That every pod serves, TCP and UDP, both families."""
+"""That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
 _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 _OUTSIDE = ("x", "y")
+
+
+def server_name(pod: str, port: int) -> str:
+    """What a pod calls itself on a port."""
+    return pod if port == PORTS[0] else f"{pod}:{port}"
 
 
 class World:
@@ -79,16 +84,21 @@ class World:
     @asynccontextmanager
     async def serving(self, *more: Server) -> AsyncIterator[dict[str, list[Server]]]:
         """All pods and `more` serve. Gives the servers by name."""
-        servers = [*more]
+        pods = [
+            self.server(pod, server_name(pod, port), protocol, at.of_pods[pod], port)
+            for pod in PODS
+            for at in AT.values()
+            for protocol in TRANSPORTS
+            for port in PORTS
+        ]
+        async with self.running(*pods, *more) as servers:
+            yield servers
+
+    @asynccontextmanager
+    async def running(self, *servers: Server) -> AsyncIterator[dict[str, list[Server]]]:
+        """These serve. Gives them by name."""
+        by_name: dict[str, list[Server]] = {}
         try:
-            for pod in PODS:
-                for at in AT.values():
-                    servers += [
-                        self.server(pod, pod, protocol, at.of_pods[pod], port)
-                        for protocol in TRANSPORTS
-                        for port in PORTS
-                    ]
-            by_name: dict[str, list[Server]] = {}
             for server in servers:
                 await server.start()
                 by_name.setdefault(server.name, []).append(server)
