@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -151,7 +152,8 @@ class Flow:
                 if not self._connected:
                     await loop.sock_connect(self.sock, self._target)
                     self._connected = True
-                await loop.sock_sendall(self.sock, question)
+                with suppress(PermissionError):  # what a rule takes out on this very host; what comes back tells more
+                    await loop.sock_sendall(self.sock, question)
                 answer = await loop.sock_recv(self.sock, ANSWER_OCTETS)
         except TimeoutError:
             return TIMEOUT

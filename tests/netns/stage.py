@@ -6,7 +6,7 @@ in the test world, driven by objects; whatever implements it can play the cases.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
@@ -110,6 +110,11 @@ class Stage(Interface):
     @property
     def world(self) -> World: ...
 
+    @property
+    def refuses_at_once(self) -> bool:
+        """Whether a refusal answers the first SYN, not only the second one."""
+        ...
+
     async def apply(self, *objects: Service | EndpointSlice) -> None:
         """Objects appear or change. In force when it returns."""
         ...
@@ -150,7 +155,7 @@ async def play(stage: Stage, case: Case, family: Family) -> None:
             if isinstance(step, Meets):
                 pending.append(step)
                 continue
-            await expect(stage.world, pending)
+            await expect(stage, pending)
             pending = []
             match step:
                 case Given():
@@ -162,18 +167,23 @@ async def play(stage: Stage, case: Case, family: Family) -> None:
                 case Runs():
                     servers = [stage.world.server(step.place, step.server, each, *step.target) for each in TRANSPORTS]
                     await stack.enter_async_context(stage.world.running(*servers))
-        await expect(stage.world, pending)
+        await expect(stage, pending)
 
 
-async def expect(world: World, expectations: Iterable[Meets]) -> None:
-    """Try all of them and compare, attempts and expectations in one look."""
-    expectations = list(expectations)
-    tries: list[Awaitable[frozenset[Outcome]]] = [
-        _met(world, each, protocol) for each in expectations for protocol in each.protocols
+async def expect(stage: Stage, expectations: Iterable[Meets]) -> None:
+    """Try all of them, and say everything that is not as expected."""
+    tries = [(each, protocol) for each in expectations for protocol in each.protocols]
+    before = stage.world.syn_retransmits()
+    found = await asyncio.gather(*(_met(stage.world, *each) for each in tries))
+    wrong = [
+        f"{step.place} → {step.target[0]} port {step.target[1]}/{protocol} met {set(met)}, not {set(step.outcomes)}"
+        for (step, protocol), met in zip(tries, found, strict=True)
+        if met != step.outcomes
     ]
-    found = iter(await asyncio.gather(*tries))
-    met = {_words(each, protocol): next(found) for each in expectations for protocol in each.protocols}
-    assert met == {_words(each, protocol): each.outcomes for each in expectations for protocol in each.protocols}
+    late = TIMEOUT if stage.refuses_at_once else REFUSED
+    if all(outcome not in step.outcomes for step, _ in tries for outcome in (TIMEOUT, late)):
+        wrong += [f"{again} SYNs had to be sent again"] if (again := stage.world.syn_retransmits() - before) else []
+    assert not wrong, "\n".join(wrong)
 
 
 async def _met(world: World, step: Meets, protocol: Protocol) -> frozenset[Outcome]:
@@ -181,7 +191,3 @@ async def _met(world: World, step: Meets, protocol: Protocol) -> frozenset[Outco
     chosen = any(isinstance(outcome, Served) for outcome in step.outcomes)
     times = TIMES_FOR_EACH * len(step.outcomes) if chosen else 1
     return frozenset(await world.attempts(times, step.place, protocol, step.target, patience))
-
-
-def _words(step: Meets, protocol: Protocol) -> str:
-    return f"{step.place} → {step.target[0]} port {step.target[1]}/{protocol}"

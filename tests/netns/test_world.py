@@ -101,6 +101,7 @@ async def test_clients_meet_what_rules_say(
     async with world.serving():
         patience = {"patience": SILENCE} if expected == TIMEOUT else {}
         assert await world.attempt(place, protocol, (getattr(at, target), port), **patience) == expected
+        assert world.syn_retransmits() == (expected == TIMEOUT and protocol is Protocol.TCP)
 
 
 @FAMILIES

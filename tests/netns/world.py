@@ -7,9 +7,11 @@ addresses of n1 by way of n1. Each pod has a veth of its own and no neighbours, 
 """
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Self
 
 from svcproxy.model.meta import Family, Protocol
@@ -21,6 +23,8 @@ PODS = {"p1": "n1", "a1": "n1", "a2": "n1", "b1": "n2", "b2": "n2"}
 """The node of each."""
 PORTS = (8080, 9090)
 """That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
+SOURCE_PORTS = (32768, 61000)
+"""Of clients, one after the other: a new flow must not be taken for an old one."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
 _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 _OUTSIDE = ("x", "y")
@@ -36,6 +40,7 @@ class World:
 
     def __init__(self) -> None:
         """Raises OSError without privileges."""
+        self._ports = itertools.cycle(range(*SOURCE_PORTS))
         with ExitStack() as stack:
             self.n1, self.n2, self.outside = (stack.enter_context(Namespace()) for _ in range(3))
             self._nodes = {"n1": self.n1, "n2": self.n2}
@@ -56,12 +61,12 @@ class World:
         return self.pods.get(place) or self._nodes[place.replace("h", "n")]
 
     def flow(self, place: str, protocol: Protocol, target: tuple[str, int], *, source_port: int = 0) -> Flow:
-        """A flow of its own, which asks for nothing yet."""
+        """A flow of its own, which asks for nothing yet, from a port that none came from before."""
         at = AT[Family.IPV6 if ":" in target[0] else Family.IPV4]
         unspecified = "::" if at.family is Family.IPV6 else "0.0.0.0"
         source = getattr(at, place) if place in _OUTSIDE else unspecified
         with self.namespace(place).entered():
-            return Flow(protocol, target, (source, source_port))
+            return Flow(protocol, target, (source, source_port or next(self._ports)))
 
     async def attempt(
         self, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE
@@ -109,8 +114,20 @@ class World:
             await asyncio.sleep(0)  # transports close in the next turn
 
     def own(self, place: str, ip: str) -> None:
-        """Make an address one of the namespace's own."""
-        self.namespace(place).ip("addr", "add", f"{ip}/{128 if ':' in ip else 32}", "dev", "lo")
+        """Make an address one of the namespace's own; never the source of its own accord."""
+        device = "lo" if place in _OUTSIDE else "eth0"
+        late = ("nodad", "preferred_lft", "0") if ":" in ip else ()
+        self.namespace(place).ip("addr", "add", f"{ip}/{128 if ':' in ip else 32}", "dev", device, *late)
+
+    def syn_retransmits(self) -> int:
+        """SYNs that clients had to send again, wherever they are."""
+        total = 0
+        for namespace in (self.n1, self.n2, self.outside, *self.pods.values()):
+            with namespace.entered():
+                lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
+            names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+            total += int(values[names.index("TCPSynRetrans")])
+        return total
 
     # How it is connected
 
