@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN_MAX = 253
+_INTERFACE = re.compile(r"[!-)+-.0-9;-~]{1,15}")
 
 NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
 
@@ -101,6 +102,15 @@ def zone(text: str) -> str:
 def node_name(text: str) -> str:
     """The name of a Node; upper case is lowered as the kubelet does with host names."""
     return dns_subdomain(text.strip().lower())
+
+
+def interface_name(text: str) -> str:
+    """The name of a network interface, or its beginning: 1 to 15 visible ASCII characters, no '/', ':' or '*'."""
+    if not _INTERFACE.fullmatch(text) or text in {".", ".."}:
+        raise ValueError(
+            f"{text!r} is not the name of a network interface: 1 to 15 characters, no blank, '/', ':' or '*'"
+        )
+    return text
 
 
 def api_server_url(text: str) -> str:

@@ -29,8 +29,10 @@ from svcproxy.agent.node import node_view, pod_cidrs
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
-from svcproxy.agent.tenancy import AgentTenant, Parts, check_mode
+from svcproxy.agent.tenancy import AgentTenant, Parts
 from svcproxy.dataplane.contract import Dataplane
+from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
 from svcproxy.feed.frames import SourceState
@@ -134,6 +136,7 @@ class Agent:
             admin=self._admin,
             checks=self._checks,
             source_kind=self._source_kind,
+            ground=self._ground,
             group=group,
             dataplane_chosen=self._dataplane_chosen,
         )
@@ -235,6 +238,11 @@ class Agent:
     def _source_kind(self, ip: str) -> SourceKind:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
+    def _ground(self) -> Ground:
+        config = self._life.config.dataplane
+        pod_cidrs = self._pod_cidrs()
+        return Ground(surroundings=Surroundings(pod_cidrs=pod_cidrs, masquerade_all=config.masquerade_all))
+
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
 
@@ -316,7 +324,6 @@ def main(launch: Launch) -> int:
     """Run the role; returns the exit code."""
     config = launch.load()
     logs.configure(config.log, "agent")
-    check_mode(config.dataplane.mode)
     gc.set_threshold(*GC_THRESHOLDS)
     with suppress(OSError):  # the writer of the state says what is wrong, and tries again
         Path(config.state_dir).mkdir(0o700, parents=True, exist_ok=True)
