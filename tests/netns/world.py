@@ -8,7 +8,9 @@ addresses of n1 by way of n1. Each pod has a veth of its own and no neighbours, 
 
 import asyncio
 import itertools
+import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ PODS = {"p1": "n1", "a1": "n1", "a2": "n1", "b1": "n2", "b2": "n2"}
 """The node of each."""
 PORTS = (8080, 9090)
 """That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
+LINK_LOOKS_MAX = 2000
+"""At 5 ms and more."""
 SOURCE_PORTS = (32768, 61000)
 """Of clients, one after the other: a new flow must not be taken for an old one."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
@@ -122,12 +126,16 @@ class World:
     def syn_retransmits(self) -> int:
         """SYNs that clients had to send again, wherever they are."""
         total = 0
-        for namespace in (self.n1, self.n2, self.outside, *self.pods.values()):
+        for namespace in self._namespaces:
             with namespace.entered():
                 lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
             names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
             total += int(values[names.index("TCPSynRetrans")])
         return total
+
+    @property
+    def _namespaces(self) -> tuple[Namespace, ...]:
+        return self.n1, self.n2, self.outside, *self.pods.values()
 
     # How it is connected
 
@@ -144,6 +152,8 @@ class World:
             self._batch(node, self._node(name))
         for pod in PODS:
             self._batch(self.pods[pod], self._pod(pod))
+        for namespace in self._namespaces:
+            _wait_for_links(namespace)
 
     def _veth(self, here: Namespace, name: str, there: Namespace, peer: str) -> None:
         target = f"/proc/{os.getpid()}/fd/{there.fd}"
@@ -190,6 +200,16 @@ class World:
 
     def _batch(self, namespace: Namespace, commands: Iterable[str]) -> None:
         namespace.run("ip", "-batch", "-", text="\n".join(commands) + "\n")
+
+
+def _wait_for_links(namespace: Namespace) -> None:
+    """The kernel makes links ready some time after they are up; until then they lose what is sent."""
+    for _ in range(LINK_LOOKS_MAX):
+        links = json.loads(namespace.run("ip", "-json", "link", "show", "up"))
+        if all(link["qdisc"] != "noop" for link in links):
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"links not ready: {links}")
 
 
 def _length(cidr: str) -> str:
