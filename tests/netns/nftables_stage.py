@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """svcproxy's own nf_tables on n1, driven by objects as in the agent: store, frontends, data plane."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-
-from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from contextlib import asynccontextmanager
 
 from svcproxy.dataplane.contract import APPLIED
 from svcproxy.dataplane.nftables.layout import Surroundings
-from svcproxy.frontends.builder import Update
+from svcproxy.dataplane.nftables.messages import TableFlag
+from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from svcproxy.dataplane.nftables.presence import OWNED
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.frontends.table import FrontendDelta
@@ -22,9 +23,10 @@ PRIMARY = (IPV4.n1, IPV6.n1)
 ADDRESSES = frozenset(ip for at in AT.values() for ip in (at.n1, at.second, at.loopback))
 
 
-def ground(settings: Settings) -> Ground:
+def ground(settings: Settings, flags: TableFlag = OWNED) -> Ground:
     """What the data plane of n1 is told of node and cluster."""
     return Ground(
+        table_flags=flags,
         surroundings=Surroundings(
             pod_cidrs=tuple(at.pods for at in AT.values()),
             service_cidrs=tuple(at.services for at in AT.values()),
@@ -39,35 +41,57 @@ class NftablesStage:
 
     refuses_at_once = True
 
-    def __init__(self, world: World, plane: NftablesDataplane, cluster: Cluster) -> None:
+    def __init__(self, world: World, settings: Settings, flags: TableFlag, group: asyncio.TaskGroup) -> None:
+        """`flags`: of the tables, as far as they are to be made."""
         self.world = world
-        self.plane = plane
-        self.cluster = cluster
+        self.cluster = Cluster(
+            node=NodeView("n1", settings.zone, ADDRESSES, PRIMARY),
+            options=FrontendOptions(node_port_addresses=settings.node_port_addresses),
+        )
+        self._ground = ground(settings, flags)
+        self._group = group
+        self._open()
+
+    def _open(self) -> None:
+        with self.world.n1.entered():
+            self.plane = NftablesDataplane(self._ground)
+        self._run = self._group.create_task(self.plane.run(), name="nftables")
 
     async def apply(self, *objects: Service | EndpointSlice) -> None:
-        await self._take(self.cluster.apply(*objects))
+        await self.take(self.cluster.apply(*objects).delta)
 
     async def remove(self, kind: type[Service] | type[EndpointSlice], name: str) -> None:
-        await self._take(self.cluster.remove(kind, name))
+        await self.take(self.cluster.remove(kind, name).delta)
 
-    async def _take(self, update: Update) -> None:
-        outcomes = await self.plane.apply(update.delta)
+    async def take(self, delta: FrontendDelta) -> None:
+        """The data plane takes a delta in."""
+        outcomes = await self.plane.apply(delta)
         assert set(outcomes.values()) <= {APPLIED}
         await self.plane.apply(FrontendDelta())  # what became surplus goes with the next change
 
+    async def resync(self) -> FrontendDelta:
+        """The data plane compares and repairs."""
+        return await self.plane.resync(self.cluster.table)
+
+    async def stop(self) -> None:
+        """As when the process goes: the tables stay."""
+        self._run.cancel()
+        await self.plane.close()
+
+    def start(self) -> None:
+        """As when a new process comes, which has not looked yet."""
+        self._open()
+
 
 @asynccontextmanager
-async def nftables(world: World, settings: Settings | None = None) -> AsyncIterator[NftablesStage]:
+async def nftables(
+    world: World, settings: Settings | None = None, flags: TableFlag = OWNED
+) -> AsyncIterator[NftablesStage]:
     """An empty data plane on n1, all pods serving."""
-    settings = settings or Settings()
-    cluster = Cluster(
-        node=NodeView("n1", settings.zone, ADDRESSES, PRIMARY),
-        options=FrontendOptions(node_port_addresses=settings.node_port_addresses),
-    )
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(world.serving())
-        with world.n1.entered():
-            plane = NftablesDataplane(ground(settings))
-        await stack.enter_async_context(plane)
-        await plane.resync(cluster.table)
-        yield NftablesStage(world, plane, cluster)
+    async with world.serving(), asyncio.TaskGroup() as group:
+        stage = NftablesStage(world, settings or Settings(), flags, group)
+        try:
+            await stage.resync()
+            yield stage
+        finally:
+            await stage.stop()
