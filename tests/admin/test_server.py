@@ -116,6 +116,23 @@ async def test_everything_is_read_only(client: aiohttp.ClientSession, method: st
         assert response.headers["Allow"] == "GET,HEAD"
 
 
+async def test_the_ruleset_is_text(client: aiohttp.ClientSession) -> None:
+    async with client.get("/v1/ruleset") as response:
+        assert (response.status, response.content_type) == (200, "text/plain")
+        assert (await response.text()).startswith("#!/usr/sbin/nft -f\n")
+
+
+@pytest.mark.parametrize(("snapshot", "status"), [(False, 503), (True, 200)], ids=["partial", "saved state"])
+async def test_a_ruleset_is_made_of_all_or_nothing(
+    client: aiohttp.ClientSession, state: AgentState, snapshot: bool, status: int
+) -> None:
+    state.sources = lambda: [FakeSource("Service"), FakeSource("EndpointSlice", synced=False)]
+    state.snapshot = snapshot
+    async with client.get("/v1/ruleset") as response:
+        assert response.status == status
+        assert ("not known completely yet: EndpointSlice" in await response.text()) is (status == 503)
+
+
 async def test_head_is_get_without_a_body(client: aiohttp.ClientSession) -> None:
     async with client.head("/v1/services") as response:
         assert response.status == 200
@@ -297,6 +314,7 @@ async def test_tcp_listeners_serve_what_belongs_there() -> None:
             f"http://{health}/v1/status": 404,
             f"http://{metrics}/metrics": 200,
             f"http://{metrics}/v1/status": 200,
+            f"http://{metrics}/v1/ruleset": 404,
             f"http://{metrics}/livez": 404,
         }
         answers = {}
