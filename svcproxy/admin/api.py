@@ -23,7 +23,7 @@ from svcproxy.frontends.addresses import canonical
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.trace import InvalidAddress, trace
 from svcproxy.model import NamespacedName, Service
-from svcproxy.model.meta import Protocol
+from svcproxy.model.meta import API_SERVER, Protocol
 from svcproxy.names.environment import service_environment
 
 LIMIT_DEFAULT = 500
@@ -34,8 +34,6 @@ ENDPOINTS_PER_PAGE = 10_000
 PORT_MAX = 65535
 PARAMETER_MAX = 512
 """Characters of one parameter."""
-API_SERVER = NamespacedName("default", "kubernetes")
-"""The Service whose variables every Pod gets."""
 TABLE_KINDS = frozenset({"Service", "EndpointSlice"})
 """Without all of them the table is a part of itself."""
 SOCKET_ONLY = frozenset({"/v1/ruleset"})

@@ -49,7 +49,7 @@ async def test_ranges_of_services_are_silent_but_for_what_others_serve(stack: Ex
 
     async def put_in_force(objects: tuple[ServiceCIDR, ...], left_to_others: tuple[str, ...]) -> None:
         derived = derive(DataplaneConfig(), NODE, objects, left_to_others)
-        await plane.set_ground(derived.surroundings, derived.hairpin_cidrs)
+        plane.set_ground(derived.surroundings, derived.hairpin_cidrs)
         with node.entered():
             await plane.resync(FrontendTable())
 
