@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognising other implementations of Services, and taking over from a kube-proxy, with real rules and traffic."""
+
+import asyncio
+import http.server
+import shutil
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from svcproxy.dataplane.nftables import messages as nft
+from svcproxy.dataplane.nftables.expressions import FULLY_RANDOM_PORTS, goto, masquerade
+from svcproxy.dataplane.nftables.foreign import HEALTH_PORT, detect
+from svcproxy.dataplane.nftables.messages import Attachment, Element, Hook, Table, concatenation
+from svcproxy.dataplane.nftables.takeover import Fate, Outcome, remove_kube_proxy
+from svcproxy.dataplane.nftables.transaction import Committed, Kernel
+from svcproxy.model.meta import Family, Protocol
+from svcproxy.testing.traffic import Client, Server, serving
+from tests.netns import kube_proxy_rules as rules
+from tests.netns.namespaces import Namespace
+from tests.netns.test_nft_traffic import packed, ruleset
+
+pytestmark = pytest.mark.netns
+
+FAMILIES = [pytest.param(each, id=each.label) for each in Family]
+CLIENT = {Family.IPV4: "10.1.1.2", Family.IPV6: "fd01:1::2"}
+NODE = {Family.IPV4: "10.1.2.1", Family.IPV6: "fd01:2::1"}
+CLIENTS, CONNECTS = 20, 100
+"""2,000 connections at least, 20 at a time."""
+TAKEOVERS = 5
+NFT_SERVICES = "table ip nat: chains KUBE-EXT-TCOU7JCQXEZGVUNU, KUBE-NODEPORTS, KUBE-PROXY-CANARY and 5 more"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One variant of iptables."""
+
+    variant: str
+
+    def command(self, family: Family, what: str) -> str:
+        return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{self.variant}-{what}"
+
+    def load(self, node: Namespace, family: Family, text: str) -> None:
+        node.run(self.command(family, "restore"), "--noflush", text=text)
+
+    def saved(self, node: Namespace, family: Family) -> list[str]:
+        lines = node.run(self.command(family, "save")).splitlines()
+        return [line for line in lines if not line.startswith("#")]
+
+    def run(self, node: Namespace, *words: str) -> None:
+        node.run(f"iptables-{self.variant}", *words)
+
+
+NFT, LEGACY = Program("nft"), Program("legacy")
+PROGRAMS = [pytest.param(NFT, id="iptables-nft"), pytest.param(LEGACY, id="iptables-legacy")]
+
+
+@pytest.fixture
+def node() -> Iterator[Namespace]:
+    with Namespace() as namespace:
+        yield namespace
+
+
+def take_over(node: Namespace) -> list[Outcome]:
+    with node.entered(), Kernel() as kernel:
+        return list(remove_kube_proxy(kernel, detect(kernel)))
+
+
+def found(node: Namespace) -> dict[str, tuple[str, ...]]:
+    with node.entered(), Kernel() as kernel:
+        return {each.implementation: each.evidence for each in detect(kernel)}
+
+
+def test_nobody_is_found_where_nobody_is(node: Namespace) -> None:
+    assert found(node) == {}
+    assert node.run("nft", "list", "ruleset") == ""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_kubelet_and_strangers_are_not_reported(node: Namespace, program: Program) -> None:
+    program.load(node, Family.IPV4, rules.KUBELET)
+    program.load(node, Family.IPV4, rules.STRANGERS)
+    program.load(node, Family.IPV4, "*nat\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-POSTROUTING - [0:0]\nCOMMIT\n")
+    program.load(node, Family.IPV4, "*filter\n:KUBE-ROUTER-INPUT - [0:0]\n:KUBE-POD-FW-AAAA - [0:0]\nCOMMIT\n")
+    assert found(node) == {}
+
+
+def test_a_kube_proxy_is_found_in_every_mode(node: Namespace) -> None:
+    node.run("nft", "-f", "-", text=rules.nft(Family.IPV6))
+    NFT.load(node, Family.IPV4, rules.iptables(Family.IPV4))
+    LEGACY.load(node, Family.IPV6, rules.iptables(Family.IPV6))
+    evidence = found(node)
+    assert list(evidence) == ["kube-proxy (nftables)", "kube-proxy (iptables-nft)", "kube-proxy (iptables-legacy)"]
+    assert evidence["kube-proxy (nftables)"] == ("table ip6 kube-proxy",)
+    assert [line.partition(":")[0] for line in evidence["kube-proxy (iptables-nft)"]] == [
+        "table ip filter",
+        "table ip mangle",
+        "table ip nat",
+    ]
+    assert evidence["kube-proxy (iptables-nft)"][2] == NFT_SERVICES
+    assert evidence["kube-proxy (iptables-legacy)"][1] == "iptables-legacy: table ip6 mangle: chains KUBE-PROXY-CANARY"
+
+
+@pytest.mark.parametrize(
+    ("interface", "implementation"),
+    [
+        pytest.param("kube-ipvs0", "kube-proxy (ipvs)", id="kube-proxy in ipvs mode"),
+        pytest.param("kube-dummy-if", "kube-router", id="kube-router"),
+        pytest.param("cilium_host", "Cilium", id="Cilium"),
+        pytest.param("bpfin.cali", "Calico eBPF", id="Calico eBPF"),
+    ],
+)
+def test_others_are_told_by_their_interfaces(node: Namespace, interface: str, implementation: str) -> None:
+    node.ip("link", "add", interface, "type", "bridge")
+    assert found(node) == {implementation: (f"interface {interface}",)}
+
+
+def test_a_kube_proxy_in_ipvs_mode_is_left_to_people(node: Namespace) -> None:
+    node.ip("link", "add", "kube-ipvs0", "type", "bridge")
+    NFT.load(node, Family.IPV4, rules.iptables(Family.IPV4))
+    before = NFT.saved(node, Family.IPV4)
+    (outcome,) = take_over(node)
+    assert outcome.fate is Fate.FAILED
+    assert "kube-proxy --cleanup" in outcome.reason
+    assert NFT.saved(node, Family.IPV4) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_kube_proxys_rules_go_and_all_others_stay(node: Namespace, program: Program, family: Family) -> None:
+    """In whatever order they were made."""
+    for text in (rules.KUBELET, rules.iptables(family), rules.STRANGERS):
+        program.load(node, family, text)
+    outcomes = take_over(node)
+    assert {each.fate for each in outcomes} == {Fate.REMOVED}
+    keyword = "ip" if family is Family.IPV4 else "ip6"
+    assert {str(each) for each in outcomes} == {
+        f"iptables-{program.variant} table {keyword} {words} of kube-proxy"
+        for words in ("nat: 3 rules and 10 chains", "filter: 9 rules and 6 chains", "mangle: 1 chain")
+    }
+    with Namespace() as other:
+        for text in (rules.KUBELET, f"*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n{rules.STRANGERS}"):
+            program.load(other, family, text)
+        assert program.saved(node, family) == program.saved(other, family)
+    assert found(node) == {}
+    assert take_over(node) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kube_proxys_table_goes(node: Namespace, family: Family) -> None:
+    node.run("nft", "-f", "-", text=rules.nft(family))
+    node.run("nft", "add table ip other")
+    keyword = "ip" if family is Family.IPV4 else "ip6"
+    assert take_over(node) == [Outcome(Fate.REMOVED, f"nftables table {keyword} kube-proxy")]
+    assert node.run("nft", "list", "tables") == "table ip other\n"
+    assert take_over(node) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_others_depend_on_stays(node: Namespace, program: Program) -> None:
+    program.load(node, Family.IPV4, rules.iptables(Family.IPV4))
+    program.load(node, Family.IPV4, "*nat\n:CNI-DN-1 - [0:0]\n-A CNI-DN-1 -j KUBE-MARK-MASQ\nCOMMIT\n")
+    kept = [each.what for each in take_over(node) if each.fate is Fate.KEPT]
+    place = f"iptables-{program.variant} table ip nat"
+    assert kept == [f"{place}: chain KUBE-MARK-MASQ", f"{place}: chain KUBE-POSTROUTING"]
+    nat = program.saved(node, Family.IPV4)
+    assert "-A CNI-DN-1 -j KUBE-MARK-MASQ" in nat
+    assert '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING' in nat
+    assert found(node) == {}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_lets_established_connections_through_stays_where_others_drop_them(
+    node: Namespace, program: Program
+) -> None:
+    program.load(node, Family.IPV4, rules.iptables(Family.IPV4))
+    program.run(node, "-P", "FORWARD", "DROP")
+    (kept,) = [each for each in take_over(node) if each.fate is Fate.KEPT]
+    assert kept.what == f"iptables-{program.variant} table ip filter: chain KUBE-FORWARD"
+    assert sum("-j KUBE-FORWARD" in line for line in program.saved(node, Family.IPV4)) == 1
+    assert found(node) == {}
+
+
+def test_a_process_of_the_name_is_a_live_kube_proxy(node: Namespace, tmp_path: Path) -> None:
+    """In this network namespace only: the one where the test runs has none."""
+    program = tmp_path / "kube-proxy"
+    shutil.copy("/bin/sleep", program)
+    with node.entered():
+        process = subprocess.Popen([program, "60"])
+    try:
+        with node.entered(), Kernel() as kernel:
+            (foreign,) = detect(kernel)
+        with Namespace() as other:
+            assert found(other) == {}
+    finally:
+        process.kill()
+        process.wait()
+    assert (foreign.implementation, foreign.alive, foreign.removable) == ("kube-proxy", True, False)
+    assert foreign.evidence == (f"process {process.pid} is called kube-proxy",)
+
+
+KUBE_PROXYS_HEALTH = b'{"lastUpdated":"2026-01-01T00:00:00Z","currentTime":"2026-01-01T00:00:01Z","nodeEligible":true}'
+OWN_READINESS = b'{"ready":true,"stale":false,"waiting":false,"reasons":[]}'
+
+
+@contextmanager
+def answering(node: Namespace, answers: dict[str, bytes]) -> Iterator[None]:
+    """An HTTP server on kube-proxy's health port: 200 with these bodies, else 404."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.get(self.path, b"404 page not found")
+            self.send_response(200 if self.path in answers else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+            """Silent."""
+
+    with node.entered():
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", HEALTH_PORT), Handler)
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answers", "own_ports", "alive"),
+    [
+        pytest.param({"/healthz": KUBE_PROXYS_HEALTH}, (), True, id="kube-proxy"),
+        pytest.param({"/healthz": KUBE_PROXYS_HEALTH}, (HEALTH_PORT,), None, id="this very process"),
+        pytest.param({"/healthz": KUBE_PROXYS_HEALTH, "/readyz": OWN_READINESS}, (), None, id="another svcproxy"),
+        pytest.param({"/healthz": b"ok"}, (), None, id="something else"),
+        pytest.param({}, (), None, id="something that has no health"),
+    ],
+)
+def test_who_answers_on_the_health_port(
+    node: Namespace, answers: dict[str, bytes], own_ports: tuple[int, ...], alive: bool | None
+) -> None:
+    node.run("nft", "add table ip kube-proxy")
+    with answering(node, answers), node.entered(), Kernel() as kernel:
+        (foreign,) = detect(kernel, own_ports)
+    assert foreign.alive is alive
+    heard = f"127.0.0.1:{HEALTH_PORT} answers as kube-proxy does"
+    assert foreign.evidence == (("table ip kube-proxy", heard) if alive else ("table ip kube-proxy",))
+
+
+def test_a_kube_proxy_that_does_not_answer_is_dead(node: Namespace) -> None:
+    node.run("nft", "add table ip kube-proxy")
+    with node.entered(), Kernel() as kernel:
+        (foreign,) = detect(kernel)
+    assert (foreign.alive, foreign.removable) == (False, True)
+
+
+def test_a_server_that_says_nothing_is_nobody_known(node: Namespace) -> None:
+    node.run("nft", "add table ip kube-proxy")
+    with node.entered(), socket.create_server(("127.0.0.1", HEALTH_PORT)), Kernel() as kernel:
+        (foreign,) = detect(kernel)
+    assert foreign.alive is None
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    """Client, node, backends."""
+    with ExitStack() as stack:
+        client, node, backends = (stack.enter_context(Namespace()) for _ in range(3))
+        node.forward()
+        node.connect(client, "veth1", 1)
+        node.connect(backends, "veth2", 2)
+        yield client, node, backends
+
+
+def load_mode(node: Namespace, mode: str, family: Family) -> None:
+    if mode == "nftables":
+        node.run("nft", "-f", "-", text=rules.nft(family))
+    else:
+        Program(mode).load(node, family, rules.iptables(family))
+
+
+def own_tables(family: Family) -> list[nft.Request]:
+    table = Table(family, "svcproxy")
+    key = concatenation(packed(rules.VIP[family]), b"\x06", rules.PORT.to_bytes(2))
+    slots = [
+        Element(key + slot.to_bytes(4, "little"), concatenation(packed(ip), rules.BACKEND_PORT.to_bytes(2)))
+        for slot, ip in enumerate(rules.BACKENDS[family])
+    ]
+    return [
+        *ruleset(table),
+        nft.new_chain(table, "postrouting", Attachment("nat", Hook.POSTROUTING, 99)),
+        nft.new_rule(table, "postrouting", (masquerade(flags=FULLY_RANDOM_PORTS),)),
+        *nft.new_elements(table, "ep", slots),
+        *nft.new_elements(table, "class", [Element(key, goto("n3"))]),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["nftables", "nft", "legacy"])
+async def test_no_connection_fails_during_take_over(
+    cluster: tuple[Namespace, Namespace, Namespace], mode: str, family: Family
+) -> None:
+    """One that kube-proxy translated and masqueraded goes on; of 2,000 or more new ones each meets a backend."""
+    client, node, backends = cluster
+    load_mode(node, mode, family)
+    target = (rules.VIP[family], rules.PORT)
+    with backends.entered():
+        servers = [Server(ip, Protocol.TCP, ip, rules.BACKEND_PORT) for ip in rules.BACKENDS[family]]
+    with node.entered():
+        kernel = Kernel()
+    met: Counter[str] = Counter()
+    busy, replaced = asyncio.Event(), asyncio.Event()
+
+    async def connect() -> None:
+        connects = 0
+        while connects < CONNECTS or not replaced.is_set():
+            with client.entered():
+                flow = Client(Protocol.TCP, CLIENT[family], target)
+            with flow:
+                met[await flow.ask()] += 1
+            connects += 1
+            busy.set()
+
+    async def replace() -> None:
+        await busy.wait()
+        assert await asyncio.to_thread(kernel.commit, own_tables(family)) == Committed()
+        for _ in range(TAKEOVERS):
+            outcomes = await asyncio.to_thread(take_over, node)
+            assert {each.fate for each in outcomes} == {Fate.REMOVED}
+            await asyncio.to_thread(load_mode, node, mode, family)
+        await asyncio.to_thread(take_over, node)
+        replaced.set()
+
+    with kernel, client.entered(), Client(Protocol.TCP, CLIENT[family], target) as established:
+        async with serving(*servers):
+            first = await established.ask()
+            async with asyncio.TaskGroup() as group:
+                for number in range(CLIENTS):
+                    group.create_task(connect(), name=f"client {number}")
+                group.create_task(replace(), name="take-over")
+            assert await established.ask() == first
+        assert set(met) == set(rules.BACKENDS[family])
+        assert met.total() >= CLIENTS * CONNECTS
+        assert {address for server in servers for address in server.seen} == {NODE[family]}
+        assert found(node) == {}
