@@ -138,6 +138,15 @@ class RunDirectory:
             descriptor = _lock_directory(paths.path)
         return Instance(self, paths, descriptor)
 
+    def remove_dead(self) -> tuple[str, ...]:
+        """Remove the directories of instances that are dead, and return their names. Raises OSError."""
+        if not self._instances.is_dir():
+            return ()
+        with self.registry():
+            before = {paths.name for paths in self.instances()}
+            self._remove_dead()
+            return tuple(sorted(before - {paths.name for paths in self.instances()}))
+
     def active(self) -> InstancePaths | None:
         """The instance that answers as the node; None when there is none. It may have died a moment ago."""
         name = self.current_name()
