@@ -216,6 +216,13 @@ def test_probes_of_the_dns_workers_ask_every_worker(run_dir: Path, capsys: pytes
     )
 
 
+def test_cleanup_refuses_while_an_instance_runs(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cleanup", "--run-dir", str(served)]) == 1
+    assert capsys.readouterr().err == (
+        f"svcproxy: instance 7-100 runs under {served}: stop it first; use --force to go on all the same\n"
+    )
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
     assert capsys.readouterr().out.startswith("svcproxy ")

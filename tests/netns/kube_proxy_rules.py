@@ -4,7 +4,15 @@
 `iptables` is what `iptables-restore` takes (kube-proxy 1.27 to 1.34), `nft` what `nft -f` takes (1.33).
 """
 
+from dataclasses import dataclass
+
+import pytest
+
+from svcproxy.dataplane.nftables.foreign import detect
+from svcproxy.dataplane.nftables.takeover import Outcome, remove_kube_proxy
+from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.model.meta import Family
+from tests.netns.namespaces import Namespace
 
 VIP = {Family.IPV4: "10.96.0.1", Family.IPV6: "fd96::1"}
 BACKENDS = {
@@ -178,3 +186,37 @@ table {keyword} kube-proxy {{
     }}{endpoints}
 }}
 """
+
+
+@dataclass(frozen=True)
+class Program:
+    """One variant of iptables."""
+
+    variant: str
+
+    def command(self, family: Family, what: str) -> str:
+        return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{self.variant}-{what}"
+
+    def load(self, node: Namespace, family: Family, text: str) -> None:
+        node.run(self.command(family, "restore"), "--noflush", text=text)
+
+    def saved(self, node: Namespace, family: Family) -> list[str]:
+        lines = node.run(self.command(family, "save")).splitlines()
+        return [line for line in lines if not line.startswith("#")]
+
+    def run(self, node: Namespace, *words: str) -> None:
+        node.run(f"iptables-{self.variant}", *words)
+
+
+NFT, LEGACY = Program("nft"), Program("legacy")
+PROGRAMS = [pytest.param(NFT, id="iptables-nft"), pytest.param(LEGACY, id="iptables-legacy")]
+
+
+def take_over(node: Namespace) -> list[Outcome]:
+    with node.entered(), Kernel() as kernel:
+        return list(remove_kube_proxy(kernel, detect(kernel)))
+
+
+def found(node: Namespace) -> dict[str, tuple[str, ...]]:
+    with node.entered(), Kernel() as kernel:
+        return {each.implementation: each.evidence for each in detect(kernel)}

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognising other implementations of Services, and taking over from a kube-proxy, with real rules and traffic."""
+"""Taking over from a kube-proxy, with real rules and traffic."""
 
 import asyncio
-import http.server
-import shutil
-import socket
-import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
 from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.expressions import FULLY_RANDOM_PORTS, goto, masquerade
-from svcproxy.dataplane.nftables.foreign import HEALTH_PORT, detect
+from svcproxy.dataplane.nftables.foreign import detect
 from svcproxy.dataplane.nftables.messages import Attachment, Element, Hook, Table, concatenation
-from svcproxy.dataplane.nftables.takeover import Fate, Outcome, remove_kube_proxy
+from svcproxy.dataplane.nftables.takeover import Fate, Outcome
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family, Protocol
 from svcproxy.testing.traffic import Client, Server, serving
 from tests.netns import kube_proxy_rules as rules
+from tests.netns.kube_proxy_rules import LEGACY, NFT, PROGRAMS, Program, found, take_over
 from tests.netns.namespaces import Namespace
 from tests.netns.test_nft_traffic import packed, ruleset
 
@@ -35,91 +29,12 @@ NODE = {Family.IPV4: "10.1.2.1", Family.IPV6: "fd01:2::1"}
 CLIENTS, CONNECTS = 20, 100
 """2,000 connections at least, 20 at a time."""
 TAKEOVERS = 5
-NFT_SERVICES = "table ip nat: chains KUBE-EXT-TCOU7JCQXEZGVUNU, KUBE-NODEPORTS, KUBE-PROXY-CANARY and 5 more"
-
-
-@dataclass(frozen=True)
-class Program:
-    """One variant of iptables."""
-
-    variant: str
-
-    def command(self, family: Family, what: str) -> str:
-        return f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{self.variant}-{what}"
-
-    def load(self, node: Namespace, family: Family, text: str) -> None:
-        node.run(self.command(family, "restore"), "--noflush", text=text)
-
-    def saved(self, node: Namespace, family: Family) -> list[str]:
-        lines = node.run(self.command(family, "save")).splitlines()
-        return [line for line in lines if not line.startswith("#")]
-
-    def run(self, node: Namespace, *words: str) -> None:
-        node.run(f"iptables-{self.variant}", *words)
-
-
-NFT, LEGACY = Program("nft"), Program("legacy")
-PROGRAMS = [pytest.param(NFT, id="iptables-nft"), pytest.param(LEGACY, id="iptables-legacy")]
 
 
 @pytest.fixture
 def node() -> Iterator[Namespace]:
     with Namespace() as namespace:
         yield namespace
-
-
-def take_over(node: Namespace) -> list[Outcome]:
-    with node.entered(), Kernel() as kernel:
-        return list(remove_kube_proxy(kernel, detect(kernel)))
-
-
-def found(node: Namespace) -> dict[str, tuple[str, ...]]:
-    with node.entered(), Kernel() as kernel:
-        return {each.implementation: each.evidence for each in detect(kernel)}
-
-
-def test_nobody_is_found_where_nobody_is(node: Namespace) -> None:
-    assert found(node) == {}
-    assert node.run("nft", "list", "ruleset") == ""
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_kubelet_and_strangers_are_not_reported(node: Namespace, program: Program) -> None:
-    program.load(node, Family.IPV4, rules.KUBELET)
-    program.load(node, Family.IPV4, rules.STRANGERS)
-    program.load(node, Family.IPV4, "*nat\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-POSTROUTING - [0:0]\nCOMMIT\n")
-    program.load(node, Family.IPV4, "*filter\n:KUBE-ROUTER-INPUT - [0:0]\n:KUBE-POD-FW-AAAA - [0:0]\nCOMMIT\n")
-    assert found(node) == {}
-
-
-def test_a_kube_proxy_is_found_in_every_mode(node: Namespace) -> None:
-    node.run("nft", "-f", "-", text=rules.nft(Family.IPV6))
-    NFT.load(node, Family.IPV4, rules.iptables(Family.IPV4))
-    LEGACY.load(node, Family.IPV6, rules.iptables(Family.IPV6))
-    evidence = found(node)
-    assert list(evidence) == ["kube-proxy (nftables)", "kube-proxy (iptables-nft)", "kube-proxy (iptables-legacy)"]
-    assert evidence["kube-proxy (nftables)"] == ("table ip6 kube-proxy",)
-    assert [line.partition(":")[0] for line in evidence["kube-proxy (iptables-nft)"]] == [
-        "table ip filter",
-        "table ip mangle",
-        "table ip nat",
-    ]
-    assert evidence["kube-proxy (iptables-nft)"][2] == NFT_SERVICES
-    assert evidence["kube-proxy (iptables-legacy)"][1] == "iptables-legacy: table ip6 mangle: chains KUBE-PROXY-CANARY"
-
-
-@pytest.mark.parametrize(
-    ("interface", "implementation"),
-    [
-        pytest.param("kube-ipvs0", "kube-proxy (ipvs)", id="kube-proxy in ipvs mode"),
-        pytest.param("kube-dummy-if", "kube-router", id="kube-router"),
-        pytest.param("cilium_host", "Cilium", id="Cilium"),
-        pytest.param("bpfin.cali", "Calico eBPF", id="Calico eBPF"),
-    ],
-)
-def test_others_are_told_by_their_interfaces(node: Namespace, interface: str, implementation: str) -> None:
-    node.ip("link", "add", interface, "type", "bridge")
-    assert found(node) == {implementation: (f"interface {interface}",)}
 
 
 def test_a_kube_proxy_in_ipvs_mode_is_left_to_people(node: Namespace) -> None:
@@ -186,90 +101,6 @@ def test_what_lets_established_connections_through_stays_where_others_drop_them(
     assert kept.what == f"iptables-{program.variant} table ip filter: chain KUBE-FORWARD"
     assert sum("-j KUBE-FORWARD" in line for line in program.saved(node, Family.IPV4)) == 1
     assert found(node) == {}
-
-
-def test_a_process_of_the_name_is_a_live_kube_proxy(node: Namespace, tmp_path: Path) -> None:
-    """In this network namespace only: the one where the test runs has none."""
-    program = tmp_path / "kube-proxy"
-    shutil.copy("/bin/sleep", program)
-    with node.entered():
-        process = subprocess.Popen([program, "60"])
-    try:
-        with node.entered(), Kernel() as kernel:
-            (foreign,) = detect(kernel)
-        with Namespace() as other:
-            assert found(other) == {}
-    finally:
-        process.kill()
-        process.wait()
-    assert (foreign.implementation, foreign.alive, foreign.removable) == ("kube-proxy", True, False)
-    assert foreign.evidence == (f"process {process.pid} is called kube-proxy",)
-
-
-KUBE_PROXYS_HEALTH = b'{"lastUpdated":"2026-01-01T00:00:00Z","currentTime":"2026-01-01T00:00:01Z","nodeEligible":true}'
-OWN_READINESS = b'{"ready":true,"stale":false,"waiting":false,"reasons":[]}'
-
-
-@contextmanager
-def answering(node: Namespace, answers: dict[str, bytes]) -> Iterator[None]:
-    """An HTTP server on kube-proxy's health port: 200 with these bodies, else 404."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answers.get(self.path, b"404 page not found")
-            self.send_response(200 if self.path in answers else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-            """Silent."""
-
-    with node.entered():
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", HEALTH_PORT), Handler)
-    with server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@pytest.mark.parametrize(
-    ("answers", "own_ports", "alive"),
-    [
-        pytest.param({"/healthz": KUBE_PROXYS_HEALTH}, (), True, id="kube-proxy"),
-        pytest.param({"/healthz": KUBE_PROXYS_HEALTH}, (HEALTH_PORT,), None, id="this very process"),
-        pytest.param({"/healthz": KUBE_PROXYS_HEALTH, "/readyz": OWN_READINESS}, (), None, id="another svcproxy"),
-        pytest.param({"/healthz": b"ok"}, (), None, id="something else"),
-        pytest.param({}, (), None, id="something that has no health"),
-    ],
-)
-def test_who_answers_on_the_health_port(
-    node: Namespace, answers: dict[str, bytes], own_ports: tuple[int, ...], alive: bool | None
-) -> None:
-    node.run("nft", "add table ip kube-proxy")
-    with answering(node, answers), node.entered(), Kernel() as kernel:
-        (foreign,) = detect(kernel, own_ports)
-    assert foreign.alive is alive
-    heard = f"127.0.0.1:{HEALTH_PORT} answers as kube-proxy does"
-    assert foreign.evidence == (("table ip kube-proxy", heard) if alive else ("table ip kube-proxy",))
-
-
-def test_a_kube_proxy_that_does_not_answer_is_dead(node: Namespace) -> None:
-    node.run("nft", "add table ip kube-proxy")
-    with node.entered(), Kernel() as kernel:
-        (foreign,) = detect(kernel)
-    assert (foreign.alive, foreign.removable) == (False, True)
-
-
-def test_a_server_that_says_nothing_is_nobody_known(node: Namespace) -> None:
-    node.run("nft", "add table ip kube-proxy")
-    with node.entered(), socket.create_server(("127.0.0.1", HEALTH_PORT)), Kernel() as kernel:
-        (foreign,) = detect(kernel)
-    assert foreign.alive is None
 
 
 @pytest.fixture
@@ -354,3 +185,18 @@ async def test_no_connection_fails_during_take_over(
         assert met.total() >= CLIENTS * CONNECTS
         assert {address for server in servers for address in server.seen} == {NODE[family]}
         assert found(node) == {}
+
+
+def test_legacy_rules_are_left_to_people_where_its_programs_are_not(
+    node: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LEGACY.load(node, Family.IPV4, rules.iptables(Family.IPV4))
+    monkeypatch.setenv("PATH", "")
+    with node.entered(), Kernel() as kernel:
+        (foreign,) = detect(kernel)
+    assert (foreign.implementation, foreign.removable) == ("kube-proxy (iptables-legacy)", False)
+    outcomes = take_over(node)
+    assert {(each.fate, each.reason.partition(";")[0]) for each in outcomes} == {
+        (Fate.FAILED, "iptables-legacy-save and iptables-legacy-restore are not here")
+    }
+    assert len(outcomes) == 3

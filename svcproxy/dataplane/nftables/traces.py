@@ -100,7 +100,7 @@ def recognise(traces: Traces) -> tuple[Foreign, ...]:
 def shows_kube_proxy(content: Content) -> bool:
     """Whether a change that somebody else made (`transaction.Watch`) is one that only a live kube-proxy makes."""
     match content:
-        case TableState(table=table, removed=False) | Elements(table=table):
+        case TableState(table=table, removed=False) | Elements(table=table, removed=False):
             return table.name == TABLE
         case ObjectState(table=table, name=name, removed=False):
             return table.name == TABLE or (table.name in IPTABLES_TABLES and betrays_kube_proxy(name))

@@ -100,7 +100,7 @@ def chain(table: Table, name: str, *, removed: bool = False) -> ObjectState:
         pytest.param(TableState(False, KUBE_PROXY, TableFlag.NONE, 0, 0, ""), True, id="its table comes"),
         pytest.param(TableState(True, KUBE_PROXY, TableFlag.NONE, 0, 0, ""), False, id="its table goes"),
         pytest.param(Elements(False, KUBE_PROXY, "service-ips", ()), True, id="an element of its table"),
-        pytest.param(Elements(True, KUBE_PROXY, "service-ips", ()), True, id="an element of its table goes"),
+        pytest.param(Elements(True, KUBE_PROXY, "service-ips", ()), False, id="an element of its table goes"),
         pytest.param(chain(NAT, "KUBE-SERVICES"), True, id="a chain"),
         pytest.param(chain(NAT, "KUBE-SERVICES", removed=True), False, id="a chain goes"),
         pytest.param(chain(NAT, "KUBE-MARK-MASQ"), False, id="an old kubelet's chain"),
