@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a kernel can do, and what follows where it cannot."""
 
+import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Set
 
@@ -12,7 +13,10 @@ from svcproxy.dataplane.nftables.features import FEATURES, POSTROUTING, PREROUTI
 from svcproxy.dataplane.nftables.messages import Table, TableFlag
 from svcproxy.dataplane.nftables.probes import Probes, probe
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel, Rejected
-from svcproxy.model.meta import Family
+from svcproxy.model.meta import Family, Protocol
+from svcproxy.testing.traffic import Server, serving
+from tests.netns import kube_proxy_rules as rules
+from tests.netns.load import connecting
 from tests.netns.namespaces import Namespace
 
 pytestmark = pytest.mark.netns
@@ -123,3 +127,22 @@ def test_what_a_hook_does_not_allow_is_seen(node: Namespace, chain: str, express
         assert kernel.commit([nft.new_table(table), *FEATURES[0].requests(table)]) == Committed()
         assert isinstance(kernel.commit(unreached_rule(table, "c", expression, at=(chain,))), Rejected)
         assert kernel.commit(unreached_rule(table, "c", expression, at=())) == Committed()
+
+
+async def test_no_connection_notices(node: Namespace) -> None:
+    """Not even on a node whose rules somebody else made."""
+    with Namespace() as client, Namespace() as backends:
+        node.forward()
+        node.connect(client, "veth1", 1)
+        node.connect(backends, "veth2", 2)
+        node.run("nft", "-f", "-", text=rules.nft(Family.IPV4))
+        with backends.entered():
+            servers = [Server(ip, Protocol.TCP, ip, rules.BACKEND_PORT) for ip in rules.BACKENDS[Family.IPV4]]
+
+        async def probe_again_and_again() -> None:
+            for _ in range(5):
+                assert missing(await asyncio.to_thread(probed, node)) == set()
+
+        async with serving(*servers):
+            met = await connecting(client, "10.1.1.2", (rules.VIP[Family.IPV4], rules.PORT), probe_again_and_again())
+    assert set(met) == set(rules.BACKENDS[Family.IPV4])

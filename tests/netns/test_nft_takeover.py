@@ -2,7 +2,6 @@
 """Taking over from a kube-proxy, with real rules and traffic."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -18,6 +17,7 @@ from svcproxy.model.meta import Family, Protocol
 from svcproxy.testing.traffic import Client, Server, serving
 from tests.netns import kube_proxy_rules as rules
 from tests.netns.kube_proxy_rules import LEGACY, NFT, PROGRAMS, Program, found, take_over
+from tests.netns.load import connecting
 from tests.netns.namespaces import Namespace
 from tests.netns.test_nft_traffic import packed, ruleset
 
@@ -26,8 +26,6 @@ pytestmark = pytest.mark.netns
 FAMILIES = [pytest.param(each, id=each.label) for each in Family]
 CLIENT = {Family.IPV4: "10.1.1.2", Family.IPV6: "fd01:1::2"}
 NODE = {Family.IPV4: "10.1.2.1", Family.IPV6: "fd01:2::1"}
-CLIENTS, CONNECTS = 20, 100
-"""2,000 connections at least, 20 at a time."""
 TAKEOVERS = 5
 
 
@@ -150,39 +148,21 @@ async def test_no_connection_fails_during_take_over(
         servers = [Server(ip, Protocol.TCP, ip, rules.BACKEND_PORT) for ip in rules.BACKENDS[family]]
     with node.entered():
         kernel = Kernel()
-    met: Counter[str] = Counter()
-    busy, replaced = asyncio.Event(), asyncio.Event()
-
-    async def connect() -> None:
-        connects = 0
-        while connects < CONNECTS or not replaced.is_set():
-            with client.entered():
-                flow = Client(Protocol.TCP, CLIENT[family], target)
-            with flow:
-                met[await flow.ask()] += 1
-            connects += 1
-            busy.set()
 
     async def replace() -> None:
-        await busy.wait()
         assert await asyncio.to_thread(kernel.commit, own_tables(family)) == Committed()
         for _ in range(TAKEOVERS):
             outcomes = await asyncio.to_thread(take_over, node)
             assert {each.fate for each in outcomes} == {Fate.REMOVED}
             await asyncio.to_thread(load_mode, node, mode, family)
         await asyncio.to_thread(take_over, node)
-        replaced.set()
 
     with kernel, client.entered(), Client(Protocol.TCP, CLIENT[family], target) as established:
         async with serving(*servers):
             first = await established.ask()
-            async with asyncio.TaskGroup() as group:
-                for number in range(CLIENTS):
-                    group.create_task(connect(), name=f"client {number}")
-                group.create_task(replace(), name="take-over")
+            met = await connecting(client, CLIENT[family], target, replace())
             assert await established.ask() == first
         assert set(met) == set(rules.BACKENDS[family])
-        assert met.total() >= CLIENTS * CONNECTS
         assert {address for server in servers for address in server.seen} == {NODE[family]}
         assert found(node) == {}
 
