@@ -4,7 +4,12 @@
 `iptables` is what `iptables-restore` takes (kube-proxy 1.27 to 1.34), `nft` what `nft -f` takes (1.33).
 """
 
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -220,3 +225,20 @@ def take_over(node: Namespace) -> list[Outcome]:
 def found(node: Namespace) -> dict[str, tuple[str, ...]]:
     with node.entered(), Kernel() as kernel:
         return {each.implementation: each.evidence for each in detect(kernel)}
+
+
+@contextmanager
+def live(node: Namespace, folder: Path) -> Iterator[int]:
+    """A process that is called kube-proxy; yields its id."""
+    program = folder / "kube-proxy"
+    shutil.copy("/bin/cat", program)
+    with (
+        node.entered(),
+        subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"?\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"?\n"  # it has its name by now
+        yield process.pid

@@ -134,17 +134,10 @@ def test_what_is_kept_for_others_is_said(node: Namespace, operator: Operator) ->
 
 def test_a_live_kube_proxy_is_left_alone_unless_forced(node: Namespace, operator: Operator, tmp_path: Path) -> None:
     node.run("nft", "add table ip kube-proxy")
-    program = tmp_path / "kube-proxy"
-    program.symlink_to("/bin/sleep")
-    with node.entered():
-        process = subprocess.Popen([program, "60"])
-    try:
-        refusal = f"it is alive (process {process.pid} is called kube-proxy): stop it first"
+    with rules.live(node, tmp_path) as pid:
+        refusal = f"it is alive (process {pid} is called kube-proxy): stop it first"
         assert operator.cleanup("--kube-proxy") == (1, [], [f"svcproxy: not removed: rules of kube-proxy: {refusal}"])
         assert operator.cleanup("--kube-proxy", "--force") == (0, ["removed nftables table ip kube-proxy"], [])
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_live_instance_is_left_alone_unless_forced(node: Namespace, operator: Operator) -> None:

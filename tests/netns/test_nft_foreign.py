@@ -2,9 +2,7 @@
 """Recognising other implementations of Services by what they leave, and whether a kube-proxy is alive."""
 
 import http.server
-import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,20 +75,13 @@ def test_others_are_told_by_their_interfaces(node: Namespace, interface: str, im
 
 def test_a_process_of_the_name_is_a_live_kube_proxy(node: Namespace, tmp_path: Path) -> None:
     """In this network namespace only: the one where the test runs has none."""
-    program = tmp_path / "kube-proxy"
-    shutil.copy("/bin/sleep", program)
-    with node.entered():
-        process = subprocess.Popen([program, "60"])
-    try:
-        with node.entered(), Kernel() as kernel:
+    with rules.live(node, tmp_path) as pid:
+        with Kernel() as kernel:
             (foreign,) = detect(kernel)
         with Namespace() as other:
             assert found(other) == {}
-    finally:
-        process.kill()
-        process.wait()
     assert (foreign.implementation, foreign.alive, foreign.removable) == ("kube-proxy", True, False)
-    assert foreign.evidence == (f"process {process.pid} is called kube-proxy",)
+    assert foreign.evidence == (f"process {pid} is called kube-proxy",)
 
 
 KUBE_PROXYS_HEALTH = b'{"lastUpdated":"2026-01-01T00:00:00Z","currentTime":"2026-01-01T00:00:01Z","nodeEligible":true}'
