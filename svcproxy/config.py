@@ -26,6 +26,7 @@ Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
 NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
 ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
 ResolverAddress = Annotated[str, Meta(extra={"check": syntax.resolver_address})]
+InterfaceName = Annotated[str, Meta(extra={"check": syntax.interface_name})]
 ApiServerUrl = Annotated[str, Meta(extra={"check": syntax.api_server_url})]
 
 
@@ -38,6 +39,15 @@ class DataplaneMode(StrEnum):
     USERSPACE = "userspace"
     NONE = "none"
     """None: answer DNS and publish, balance nothing."""
+
+
+class DetectLocalMode(StrEnum):
+    """How a packet is known to come from a pod; the names are kube-proxy's."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
 
 
 class LogFormat(StrEnum):
@@ -88,8 +98,20 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: DataplaneMode = DataplaneMode.AUTO
     """Which data plane serves. `auto`: the best one that works here, today `userspace`; `none`: DNS alone."""
+    detect_local_mode: DetectLocalMode | None = None
+    """What tells pods from other sources: `cluster_cidrs`, the Node's podCIDRs, or the interface that packets come
+    through. externalTrafficPolicy Local does not bind pods, and connections to a ClusterIP keep their source address.
+    Default: `ClusterCIDR` if there are `cluster_cidrs`, else `NodeCIDR`."""
     cluster_cidrs: tuple[Cidr, ...] = ()
-    """Sources that are pods: externalTrafficPolicy Local does not bind them. Empty: the Node's podCIDRs."""
+    """Sources that are pods. With `BridgeInterface` and `InterfaceNamePrefix` they are so besides what those tell."""
+    pod_bridge_interface: InterfaceName | None = None
+    """For `BridgeInterface`: the bridge that the pods of this node are attached to."""
+    pod_interface_name_prefix: InterfaceName | None = None
+    """For `InterfaceNamePrefix`: how the names of the pods' interfaces begin, such as `veth` or `cali`."""
+    masquerade_all: bool = False
+    """Whether backends see an address of this node for every connection to a ClusterIP, also for those of pods."""
+    service_cidrs: tuple[Cidr, ...] = ()
+    """Addresses inside that no Service has are met with silence. Empty: the ranges of the ServiceCIDR objects."""
     node_port_addresses: tuple[NodePortAddresses, ...] = ("primary",)
     """CIDRs of this node's addresses that take NodePorts, or `primary`, `localhost`, `all`, freely mixed."""
     external_ips: bool = True
@@ -99,6 +121,22 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resync_interval: Seconds = 300.0
     """Time between two comparisons of the data plane with the desired table."""
     userspace: UserspaceConfig = UserspaceConfig()
+
+    @property
+    def local_mode(self) -> DetectLocalMode:
+        """`detect_local_mode`, or what stands for it if it is not given."""
+        if self.detect_local_mode is not None:
+            return self.detect_local_mode
+        return DetectLocalMode.CLUSTER_CIDR if self.cluster_cidrs else DetectLocalMode.NODE_CIDR
+
+    @property
+    def pod_interfaces(self) -> tuple[str, ...]:
+        """Names of the interfaces that packets of pods come through, a prefix with `*` at its end."""
+        if self.local_mode is DetectLocalMode.BRIDGE_INTERFACE and self.pod_bridge_interface:
+            return (self.pod_bridge_interface,)
+        if self.local_mode is DetectLocalMode.INTERFACE_NAME_PREFIX and self.pod_interface_name_prefix:
+            return (f"{self.pod_interface_name_prefix}*",)
+        return ()
 
 
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,9 +9,10 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import Path
 
-from svcproxy.config import Config, DataplaneMode, LogFormat
+from svcproxy.config import Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
 from svcproxy.convert import convert
 from svcproxy.document import Document, Value, read
 from svcproxy.errors import ConfigError, Problem
@@ -202,6 +203,32 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
         and not {"admin.health_listen", "admin.metrics_listen"} & bad
     ):
         yield document.problem("the same address as admin.health_listen", ("admin", "metrics_listen"))
+    yield from _pod_contradictions(config.dataplane, document, {path.partition("[")[0] for path in bad})
+
+
+def _pod_contradictions(config: DataplaneConfig, document: Document, bad: set[str]) -> Iterator[Problem]:
+    """What is wrong between the keys that say what is a pod."""
+    mode = config.local_mode
+    for owner, key, value in (
+        (DetectLocalMode.CLUSTER_CIDR, "cluster_cidrs", config.cluster_cidrs),
+        (DetectLocalMode.BRIDGE_INTERFACE, "pod_bridge_interface", config.pod_bridge_interface),
+        (DetectLocalMode.INTERFACE_NAME_PREFIX, "pod_interface_name_prefix", config.pod_interface_name_prefix),
+    ):
+        besides = key == "cluster_cidrs" and mode in {
+            DetectLocalMode.BRIDGE_INTERFACE,
+            DetectLocalMode.INTERFACE_NAME_PREFIX,
+        }
+        if besides or {f"dataplane.{key}", "dataplane.detect_local_mode"} & bad:
+            continue
+        if mode is owner and not value:
+            yield document.problem(f"needed while dataplane.detect_local_mode is {mode}", ("dataplane", key))
+        elif mode is not owner and value:
+            yield document.problem(f"not used while dataplane.detect_local_mode is {mode}", ("dataplane", key))
+    for index, cidr in enumerate(config.service_cidrs):
+        for pods in config.cluster_cidrs:
+            if ip_network(cidr).overlaps(ip_network(pods)):
+                problem = f"{cidr} overlaps dataplane.cluster_cidrs {pods}"
+                yield document.problem(problem, ("dataplane", "service_cidrs", index))
 
 
 def _at_source(problem: Problem, sources: Mapping[str, str]) -> Problem:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN_MAX = 253
+_INTERFACE = re.compile(r"[!#-)+-.0-9;-\[\]-~]{1,15}")
 
 NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
 
@@ -101,6 +102,18 @@ def zone(text: str) -> str:
 def node_name(text: str) -> str:
     """The name of a Node; upper case is lowered as the kubelet does with host names."""
     return dns_subdomain(text.strip().lower())
+
+
+def interface_name(text: str) -> str:
+    """The name of a network interface, or how it begins: 1 to 15 visible ASCII characters.
+
+    No '/' and ':', which the kernel refuses; no '*', quote and backslash, which nft gives a meaning of their own.
+    """
+    if not _INTERFACE.fullmatch(text) or text in {".", ".."}:
+        raise ValueError(
+            f'{text!r} is not the name of a network interface: 1 to 15 characters, no blank and none of / : * \\ "'
+        )
+    return text
 
 
 def api_server_url(text: str) -> str:

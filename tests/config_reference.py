@@ -25,6 +25,7 @@ TEXT_FORMS = {
     syntax.node_port_addresses: "CIDR or keyword",
     syntax.listen_address: "ADDRESS:PORT",
     syntax.resolver_address: "ADDRESS or ADDRESS:PORT",
+    syntax.interface_name: "interface name",
     syntax.api_server_url: "URL",
 }
 

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcproxy import syntax
-from svcproxy.config import LIVE, Config, DataplaneMode, DnsConfig, LogConfig, LogFormat, changed_keys, dump
+from svcproxy.config import (
+    LIVE,
+    Config,
+    DataplaneMode,
+    DetectLocalMode,
+    DnsConfig,
+    LogConfig,
+    LogFormat,
+    changed_keys,
+    dump,
+)
 from svcproxy.errors import ConfigError
 from svcproxy.options import FLAGS, OCTETS_MAX, add_flags, from_arguments, load
 from tests.config_reference import render, sections
@@ -207,10 +217,74 @@ def test_every_problem_is_told_at_once_with_its_line(file: Callable[[str], str])
             "c.yaml:1: admin.metrics_listen: the same address",
             id="two listeners on one address",
         ),
+        pytest.param(
+            "dataplane:\n  detect_local_mode: BridgeInterface\n",
+            "c.yaml:1: dataplane.pod_bridge_interface: needed while dataplane.detect_local_mode is BridgeInterface",
+            id="a bridge without a name",
+        ),
+        pytest.param(
+            "dataplane: {detect_local_mode: InterfaceNamePrefix, pod_interface_name_prefix: null}\n",
+            "c.yaml:1: dataplane.pod_interface_name_prefix: needed while",
+            id="interfaces without a prefix",
+        ),
+        pytest.param(
+            "dataplane: {detect_local_mode: ClusterCIDR}\n",
+            "c.yaml:1: dataplane.cluster_cidrs: needed while",
+            id="no CIDR of the cluster",
+        ),
+        pytest.param(
+            "dataplane:\n  detect_local_mode: NodeCIDR\n  cluster_cidrs: [10.0.0.0/8]\n",
+            "c.yaml:3: dataplane.cluster_cidrs: not used while dataplane.detect_local_mode is NodeCIDR",
+            id="a CIDR that is not used",
+        ),
+        pytest.param(
+            "dataplane:\n  pod_bridge_interface: cni0\n",
+            "c.yaml:2: dataplane.pod_bridge_interface: not used while dataplane.detect_local_mode is NodeCIDR",
+            id="an interface that is not used",
+        ),
+        pytest.param(
+            "dataplane:\n  cluster_cidrs: [fd00::/48, 10.0.0.0/8]\n  service_cidrs: [fd01::/112, 10.96.0.0/12]\n",
+            "c.yaml:3: dataplane.service_cidrs[1]: 10.96.0.0/12 overlaps dataplane.cluster_cidrs 10.0.0.0/8",
+            id="Services among pods",
+        ),
     ],
 )
 def test_files_that_are_refused(file: Callable[[str], str], text: str, problem: str) -> None:
     assert refused(file(text))[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        pytest.param("", DetectLocalMode.NODE_CIDR, id="nothing given: the Node's podCIDRs"),
+        pytest.param("cluster_cidrs: [10.0.0.0/8]", DetectLocalMode.CLUSTER_CIDR, id="a CIDR of the cluster"),
+        pytest.param(
+            "detect_local_mode: BridgeInterface, pod_bridge_interface: cni0, cluster_cidrs: [10.0.0.0/8]",
+            DetectLocalMode.BRIDGE_INTERFACE,
+            id="a CIDR beside the bridge",
+        ),
+        pytest.param(
+            "detect_local_mode: InterfaceNamePrefix, pod_interface_name_prefix: veth",
+            DetectLocalMode.INTERFACE_NAME_PREFIX,
+            id="a prefix",
+        ),
+    ],
+)
+def test_how_pods_are_known(file: Callable[[str], str], text: str, mode: DetectLocalMode) -> None:
+    assert load(file(f"dataplane: {{{text}}}\n"), None, ENVIRON).dataplane.local_mode is mode
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "detect_local_mode: Bridge, pod_bridge_interface: cni0",
+        "cluster_cidrs: [x], detect_local_mode: ClusterCIDR",
+        "detect_local_mode: BridgeInterface, pod_bridge_interface: 'a\"b'",
+        "detect_local_mode: InterfaceNamePrefix, pod_interface_name_prefix: 'a\\'",
+    ],
+)
+def test_a_bad_key_is_told_once(file: Callable[[str], str], text: str) -> None:
+    assert len(refused(file(f"dataplane: {{{text}}}\n"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -330,6 +404,11 @@ def test_changed_keys_are_leaves() -> None:
         pytest.param(syntax.api_server_url, "https://a:99999", None, id="URL with a bad port"),
         pytest.param(syntax.api_server_url, "10.0.0.1:6443", None, id="no scheme"),
         pytest.param(syntax.node_port_addresses, "localhost", "localhost", id="keyword"),
+        pytest.param(syntax.interface_name, "cali12-3.4_x", "cali12-3.4_x", id="interface"),
+        pytest.param(syntax.interface_name, "a" * 16, None, id="interface too long"),
+        pytest.param(syntax.interface_name, "veth*", None, id="interface with a star"),
+        pytest.param(syntax.interface_name, "eth0:1", None, id="interface alias"),
+        pytest.param(syntax.interface_name, "..", None, id="interface that is a directory"),
         pytest.param(syntax.path, "", None, id="no path"),
     ],
 )
@@ -346,6 +425,7 @@ def test_text_forms(check: Callable[[str], str], text: str, expected: str | None
     [
         syntax.ip_address, syntax.cidr, syntax.listen_address, syntax.resolver_address, syntax.zone, syntax.node_name,
         syntax.api_server_url, syntax.node_port_addresses, syntax.dns_label, syntax.dns_subdomain, syntax.path,
+        syntax.interface_name,
     ],
 )  # fmt: skip
 @given(text=st.one_of(st.text(max_size=30), st.text(alphabet="0123456789abf.:/[]%-", max_size=30)))

@@ -121,8 +121,7 @@ class Pipeline:
         self._to_program = asyncio.Event()
         self._announced_refusals: dict[FrontendKey, str] = {}
         self._addresses: frozenset[str] = frozenset()
-        self._addresses_changed = False
-        """Frontends that were refused may be possible now, and the other way round."""
+        self._resync_wanted = False
 
     # --- ObjectSink
 
@@ -163,9 +162,7 @@ class Pipeline:
         self._updated(self.frontends.node_changed(node))
         if node.addresses != self._addresses:
             self._addresses = node.addresses
-            self._addresses_changed = True
-            if self._pending is not None:
-                self._to_program.set()
+            self._want_resync()  # frontends that were refused may be possible now, and the other way round
 
     # --- tasks
 
@@ -197,11 +194,21 @@ class Pipeline:
             except TimeoutError:
                 await self._resync(dataplane, first=False)
                 continue
-            if self._addresses_changed:
-                self._addresses_changed = False
+            if self._resync_wanted:
+                self._resync_wanted = False
                 await self._resync(dataplane, first=False)
             else:
                 await self._program_pending(dataplane)
+
+    def resync_soon(self, cause: str) -> None:
+        """The data plane holds what it should not, or may do so."""
+        log.warning("data plane is compared with what it should hold", extra={"cause": cause})
+        self._want_resync()
+
+    def _want_resync(self) -> None:
+        self._resync_wanted = True
+        if self._pending is not None:
+            self._to_program.set()
 
     def stop_programming(self) -> None:
         """There is no data plane any more; changes are no longer kept for it."""

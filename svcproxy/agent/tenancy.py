@@ -10,23 +10,10 @@ from typing import Any
 from svcproxy.admin.health_checks import HealthChecks
 from svcproxy.admin.server import AdminServer
 from svcproxy.agent.pipeline import Pipeline
-from svcproxy.config import Config, DataplaneMode
-from svcproxy.dataplane.contract import Dataplane
-from svcproxy.dataplane.none import NoDataplane
-from svcproxy.dataplane.userspace.plane import UserspaceDataplane
-from svcproxy.errors import ConfigError, Problem
+from svcproxy.agent.planes import Plane, open_plane
+from svcproxy.config import Config
+from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.frontends.decision import SourceKind
-
-AVAILABLE = (DataplaneMode.AUTO, DataplaneMode.USERSPACE, DataplaneMode.NONE)
-RELEASED_MAX = 86400.0
-"""Seconds that connections established before a successor took over may go on in this process."""
-
-
-def check_mode(mode: DataplaneMode) -> None:
-    """Raise `ConfigError` for a data plane that this version does not have."""
-    if mode not in AVAILABLE:
-        message = f"not available in this version: {mode} (available: {', '.join(AVAILABLE)})"
-        raise ConfigError([Problem(message, path="dataplane.mode")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +25,10 @@ class Parts:
     admin: AdminServer
     checks: HealthChecks
     source_kind: Callable[[str], SourceKind]
+    ground: Callable[[], Ground]
     group: asyncio.TaskGroup
     """Owns the tasks of every turn."""
-    dataplane_chosen: Callable[[Dataplane], None]
+    plane_chosen: Callable[[Plane], None]
     earlier: set[asyncio.Task[None]] = field(default_factory=set)
     """Data planes of earlier turns, each with connections that go on."""
 
@@ -57,53 +45,54 @@ class AgentTenant:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._userspace: UserspaceDataplane | None = None
+        self._plane: Plane | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Put everything known in force; returns when it is."""
         parts, config = self._parts, self._parts.config()
-        dataplane: Dataplane
-        if config.dataplane.mode is DataplaneMode.NONE:
-            for unused in inherited.values():
-                unused.close()
-            dataplane = NoDataplane()
-        else:
-            dataplane = self._userspace = UserspaceDataplane(
-                config.dataplane, source_kind=parts.source_kind, inherited=inherited
-            )
-            await self._userspace.__aenter__()
-        parts.dataplane_chosen(dataplane)
-        await parts.pipeline.program_all(dataplane)
+        self._plane = plane = await open_plane(config, parts.ground, parts.source_kind, inherited)
+        parts.plane_chosen(plane)
+        await parts.pipeline.program_all(plane.dataplane)
         parts.checks.replace(parts.pipeline.frontends.table)
         self._spawn(
-            parts.pipeline.program(dataplane, lambda: parts.config().dataplane.resync_interval),
+            parts.pipeline.program(plane.dataplane, lambda: parts.config().dataplane.resync_interval),
             "data plane programming",
         )
+        self._spawn(plane.run(parts.pipeline.resync_soon), "data plane upkeep")
         self._spawn(parts.admin.serve_node(), "listeners of the node")
         self._spawn(parts.checks.run(), "health-check node ports")
 
+    def ground_changed(self) -> None:
+        """What the data plane stands on has changed."""
+        if self._plane is not None:
+            self._plane.set_ground(self._parts.ground())
+
     def sockets(self) -> Mapping[str, socket]:
-        """The data plane's."""
-        return self._userspace.sockets() if self._userspace is not None else {}
+        """What the successor's data plane goes on with."""
+        return self._plane.lend() if self._plane is not None else {}
+
+    def keep(self) -> None:
+        """The successor does without: go on."""
+        if self._plane is not None:
+            self._plane.take_back()
 
     def release(self) -> None:
         """Leave the sockets to the successor; established connections go on."""
         self._end_tasks()
-        if self._userspace is not None:
-            self._userspace.release()
-            outliving = self._parts.group.create_task(_outlive(self._userspace), name="connections of an earlier turn")
+        if self._plane is not None:
+            self._plane.release()
+            outliving = self._parts.group.create_task(self._plane.outlive(), name="connections of an earlier turn")
             self._parts.earlier.add(outliving)
             outliving.add_done_callback(self._parts.earlier.discard)
-            self._userspace = None
+            self._plane = None
 
     async def stop(self) -> None:
         """Let established connections end for `shutdown_timeout`, then close."""
         self._end_tasks()
-        if self._userspace is not None:
-            await self._userspace.drain(self._parts.config().shutdown_timeout)
-            await self._userspace.close()
-            self._userspace = None
+        if self._plane is not None:
+            await self._plane.stop(self._parts.config().shutdown_timeout)
+            self._plane = None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(self._parts.group.create_task(work, name=name))
@@ -113,10 +102,3 @@ class AgentTenant:
             task.cancel()
         self._tasks.clear()
         self._parts.pipeline.stop_programming()
-
-
-async def _outlive(dataplane: UserspaceDataplane) -> None:
-    try:
-        await dataplane.drain(RELEASED_MAX)
-    finally:
-        await dataplane.close()

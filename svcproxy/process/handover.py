@@ -89,16 +89,18 @@ class HandoverServer:
         sockets: Callable[[], Mapping[str, HasDescriptor]],
         on_taken: Callable[[], None],
         metadata: Callable[[], Mapping[str, str]] = dict,
+        on_kept: Callable[[], None] = lambda: None,
     ) -> None:
         """`sockets` is asked once for each attempt; one that is closed by the time it is sent is left out.
 
         `on_taken` stops reading from all sockets and closes their descriptors before it returns. It must not shut
-        them down. `metadata` is small: a few kilobytes at most.
+        them down. `metadata` is small: a few kilobytes at most. `on_kept` hears of attempts that failed.
         """
         self._path = path
         self._sockets = sockets
         self._on_taken = on_taken
         self._metadata = metadata
+        self._on_kept = on_kept
 
     async def run(self) -> None:
         """Listen at the path until the sockets have been taken, then call `on_taken`, say so and return.
@@ -125,6 +127,7 @@ class HandoverServer:
                 await self._give(connection)
             except (HandoverError, OSError) as exc:
                 log.warning("sockets were not handed over", extra={"cause": str(exc)})
+                self._on_kept()
                 return False
             self._on_taken()
             try:

@@ -36,7 +36,11 @@ class Tenant(Protocol):
         ...
 
     def sockets(self) -> Mapping[str, HasDescriptor]:
-        """What a successor takes."""
+        """What a successor takes, which tries to serve from now on: next comes `keep` or `release`."""
+        ...
+
+    def keep(self) -> None:
+        """The successor did not get to serve: go on alone."""
         ...
 
     def release(self) -> None:
@@ -119,4 +123,4 @@ class Succession:
             self._lock_changed(False)
             self._lock.release()
 
-        await HandoverServer(self._instance.paths.handover_socket, tenant.sockets, taken).run()
+        await HandoverServer(self._instance.paths.handover_socket, tenant.sockets, taken, on_kept=tenant.keep).run()

@@ -93,6 +93,9 @@ class DnsTenant:
         """By protocol and address."""
         return {socket_name(each): each for each in self._worker.sockets()}
 
+    def keep(self) -> None:
+        """They were never given up."""
+
     def release(self) -> None:
         """Leave the sockets to the successor; TCP clients may finish."""
         self._worker.release()

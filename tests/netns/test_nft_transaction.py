@@ -362,6 +362,7 @@ def summary(answers: Iterable[Answer]) -> list[object]:
 def test_foreign_changes_are_heard_of_and_own_ones_are_not(node: Namespace, kernel: Kernel) -> None:
     with node.entered():
         watch = Watch(kernel.port)
+        watch.listen()
     with watch:
         assert kernel.commit([*BASE, *nft.new_elements(TABLE, "marks", marks(range(5000)))]) == Committed()
         assert list(watch.changes()) == []
@@ -377,6 +378,7 @@ def test_foreign_changes_are_heard_of_and_own_ones_are_not(node: Namespace, kern
 async def test_a_watch_wakes_a_loop(node: Namespace, kernel: Kernel) -> None:
     woken = asyncio.Event()
     with node.entered(), Watch(kernel.port) as watch:
+        watch.listen()
         asyncio.get_running_loop().add_reader(watch.fileno(), woken.set)
         try:
             node.run("nft", "add table ip other")
@@ -389,6 +391,7 @@ async def test_a_watch_wakes_a_loop(node: Namespace, kernel: Kernel) -> None:
 
 def test_changes_that_could_not_be_kept_are_a_loss(node: Namespace, kernel: Kernel) -> None:
     with node.entered(), Watch(0) as watch:
+        watch.listen()
         shrink(watch, socket.SO_RCVBUF, 4096)
         assert kernel.commit([*BASE, *nft.new_elements(TABLE, "marks", marks(range(5000)))]) == Committed()
         with pytest.raises(DataplaneLost, match="No buffer space"):

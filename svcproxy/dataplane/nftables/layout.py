@@ -159,9 +159,13 @@ class LocalSource:
 
 @dataclass(frozen=True, slots=True)
 class FromInterface:
-    """Match: the packet came in through an interface of that name; a trailing `*` takes any that begins so."""
+    """Match: the packet came in, or did not, through an interface of that name; with `*` at its end, of one like it.
+
+    Packets of this node itself came in through none. In postrouting since Linux 5.7.
+    """
 
     name: str
+    present: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +304,7 @@ class Surroundings:
     pod_cidrs: tuple[str, ...] = ()
     """Sources inside are pods; canonical, both families. Empty: not known by address."""
     pod_interfaces: tuple[str, ...] = ()
-    """Packets that come in through these are pods', as `FromInterface` spells them."""
+    """Packets that come in through these are pods' as well, as `FromInterface` spells them."""
     service_cidrs: tuple[str, ...] = ()
     """Addresses inside that no Service has are met with silence."""
     masquerade_all: bool = False
@@ -357,7 +361,7 @@ def ruleset(surroundings: Surroundings, family: Family) -> dict[FixedChain, tupl
 
 
 def _postrouting(surroundings: Surroundings, family: Family) -> tuple[Rule, ...]:
-    """Where the source is rewritten. Where pods are not known by address, nobody is taken for a stranger."""
+    """Where the source is rewritten. Where nothing tells what is a pod, nobody is taken for a stranger."""
     rules: list[Rule] = [(Translated(), InSet(SetName.HAIRPIN, (Load.SADDR, Load.DADDR)), Masquerade())]
     on_node = InSet(SetName.NODE_IPS, (Load.ORIGINAL_DADDR,))
     for form, sets in SETS_OF.items():
@@ -368,9 +372,17 @@ def _postrouting(surroundings: Surroundings, family: Family) -> tuple[Rule, ...]
     to_cluster_ip = (Translated(), InSet(SetName.CLUSTER_IPS, (Load.ORIGINAL_DADDR,)))
     if surroundings.masquerade_all:
         rules.append((*to_cluster_ip, Masquerade()))
-    elif any(family_of(cidr) is family for cidr in surroundings.pod_cidrs):
-        rules.append((*to_cluster_ip, InSet(SetName.POD_CIDR, (Load.SADDR,), present=False), Masquerade()))
+    elif no_pod := _no_pod(surroundings, family):
+        rules.append((*to_cluster_ip, *no_pod, Masquerade()))
     return tuple(rules)
+
+
+def _no_pod(surroundings: Surroundings, family: Family) -> Rule:
+    """What matches sources that are no pods; empty if nothing tells."""
+    elsewhere: Rule = tuple(FromInterface(name, present=False) for name in surroundings.pod_interfaces)
+    if any(family_of(cidr) is family for cidr in surroundings.pod_cidrs):
+        return (*elsewhere, InSet(SetName.POD_CIDR, (Load.SADDR,), present=False))
+    return elsewhere
 
 
 def firewall(form: Form) -> FixedChain:

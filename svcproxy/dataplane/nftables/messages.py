@@ -24,6 +24,7 @@ from svcproxy.dataplane.nftables.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_ECHO,
     NLM_F_REQUEST,
     aligned,
     attribute,
@@ -282,9 +283,12 @@ def new_elements(table: Table, name: str, elements: Iterable[Element], *, set_id
     return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, named, elements)
 
 
-def delete_elements(table: Table, name: str, elements: Iterable[Element]) -> Iterator[Request]:
-    """Take elements out: as few requests as hold them. Only keys count; one not there is ENOENT."""
-    return _elements(Kind.DELETE_ELEMENTS, 0, table, name, b"", map(_bare, elements))
+def delete_elements(table: Table, name: str, elements: Iterable[Element], *, echo: bool = False) -> Iterator[Request]:
+    """Take elements out: as few requests as hold them. Only keys count; one not there is ENOENT.
+
+    With `echo` the kernel says what it took out.
+    """
+    return _elements(Kind.DELETE_ELEMENTS, NLM_F_ECHO if echo else 0, table, name, b"", map(_bare, elements))
 
 
 def get_generation() -> Request:

@@ -13,6 +13,7 @@ from svcproxy.errors import DecodeError
 
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
+NLM_F_ECHO = 0x008
 NLM_F_DUMP_INTR = 0x010
 NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400

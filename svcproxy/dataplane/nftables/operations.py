@@ -5,6 +5,7 @@ An element's key and data are tuples whose fields are those that `layout.SETS` d
 addresses and prefixes as canonical text, protocols as `Protocol`, ports and marks as numbers in host byte order.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -96,6 +97,26 @@ Chain = FixedChain | BackendChain
 def chain_name(chain: Chain) -> str:
     """The name in the kernel."""
     return chain.name if isinstance(chain, BackendChain) else chain.value
+
+
+_backend_chain = re.compile(r"(np-)?(local-)?(?:n([1-9][0-9]{0,8})|a([1-9][0-9]{0,8})-([1-9][0-9]{0,8}))").fullmatch
+
+
+_fixed_chains: dict[str, Chain] = {chain.value: chain for chain in FixedChain}
+
+
+def chain_of(name: str) -> Chain | None:
+    """The chain of that name; None if it is none of ours."""
+    matched = _backend_chain(name)
+    if matched is None:
+        return _fixed_chains.get(name)
+    node_port, local, size, affine_size, timeout = matched.groups()
+    return BackendChain(
+        Form.NODE_PORT if node_port else Form.ADDRESS,
+        Scope.LOCAL if local else Scope.CLUSTER,
+        int(size or affine_size),
+        int(timeout) if timeout else None,
+    )
 
 
 class Goto(msgspec.Struct, frozen=True, gc=False):
@@ -228,13 +249,16 @@ def prefix_of(key: FrontendKey) -> Key:
 
 def frontend_of(operation: Operation) -> FrontendKey | None:
     """The frontend an operation is for; None for chains and for sets that frontends share."""
-    if isinstance(operation, EnsureChain):
-        return None
-    form = FORM_OF.get(operation.set)
+    return None if isinstance(operation, EnsureChain) else frontend_at(operation.family, operation.set, operation.key)
+
+
+def frontend_at(family: Family, name: SetName, key: Key) -> FrontendKey | None:
+    """The frontend that an element belongs to; None in sets that frontends share."""
+    form = FORM_OF.get(name)
     if form is None:
         return None
     if form is Form.ADDRESS:
-        ip, protocol, port = operation.key[:3]
+        ip, protocol, port = key[:3]
         return Address(str(ip), Protocol(str(protocol)), int(port))
-    protocol, port = operation.key[:2]
-    return NodePort(operation.family, Protocol(str(protocol)), int(port))
+    protocol, port = key[:2]
+    return NodePort(family, Protocol(str(protocol)), int(port))

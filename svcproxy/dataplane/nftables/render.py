@@ -99,6 +99,8 @@ class Rendered:
     """Ids of backends that went: after shrink, elements of `aff` with such data may go, so that clients stick again."""
     compromised: Mapping[FrontendKey, str]
     """Frontends in force, but with another affinity than asked for, and why."""
+    affected: tuple[FrontendKey, ...]
+    """Frontends that the delta names, or whose backends or addresses it changes."""
 
 
 class Renderer:
@@ -137,9 +139,10 @@ class Renderer:
         old_addresses = self.table.node_port_addresses
         named = {frontend.key for frontend in delta.frontends}.union(delta.removed)
         touched = {change.key for change in delta.backends}
+        everyone = self._tracked.affected(delta)
         affected = [
             key
-            for key in self._tracked.affected(delta)
+            for key in everyone
             if key in named or any(self.table.frontends[key].backend_set(scope) in touched for scope in Scope)
         ]
         changes = {
@@ -166,7 +169,7 @@ class Renderer:
             if not self._slots[set_key]:
                 del self._slots[set_key]
         self._affinity.forget_unused()
-        return Rendered(script.phases(), stale, compromised)
+        return Rendered(script.phases(), stale, compromised, everyone)
 
     def elements(self) -> Iterator[AddElement]:
         """Every element that the agent keeps, to compare the kernel with. O(table): for resyncs."""

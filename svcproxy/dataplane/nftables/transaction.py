@@ -50,6 +50,9 @@ MAX_DATAGRAMS = 1_000_000
 class Committed:
     """All of the batch is in force."""
 
+    removed: tuple[Elements, ...] = ()
+    """What requests with `echo` took out, with its final counters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -113,6 +116,11 @@ class Kernel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._sock.fileno() < 0
 
     def close(self) -> None:
         """Close the socket. Tables it owns lose their owner; without PERSIST they go."""
@@ -231,9 +239,13 @@ class Kernel:
     def _outcome(self, requests: Sequence[Request], first: int) -> Committed | Rejected:
         """What the answers that wait say about a batch that was sent."""
         failures: list[Failure] = []
+        removed: list[Elements] = []
         acknowledged = False
         for answer in self._waiting():
             index = messages.position(answer.sequence, first)
+            if isinstance(answer.content, Elements) and 0 <= index < len(requests):
+                removed.append(answer.content)
+                continue
             if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
                 continue  # an answer to something given up
             report = answer.content.report
@@ -245,7 +257,7 @@ class Kernel:
             return Rejected(tuple(failures))
         if not acknowledged:
             raise DataplaneLost("the kernel did not acknowledge a batch")
-        return Committed()
+        return Committed(tuple(removed))
 
     def _take(self, count: int) -> int:
         """The first of `count` sequence numbers that are free."""
@@ -280,11 +292,10 @@ class Watch:
     """
 
     def __init__(self, own_port: int) -> None:
-        """Listen to all but the socket of that port (`Kernel.port`). Raises OSError."""
+        """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
         self._sock = _open()
         try:
             _drop_messages_of(self._sock, own_port)
-            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except BaseException:
             self._sock.close()
             raise
@@ -303,6 +314,11 @@ class Watch:
         """Close the socket."""
         self._sock.close()
 
+    def listen(self, attention: bool = True) -> None:
+        """Hear of what changes from now on, or of nothing more; it does not at first."""
+        membership = _NETLINK_ADD_MEMBERSHIP if attention else _NETLINK_DROP_MEMBERSHIP
+        self._sock.setsockopt(_SOL_NETLINK, membership, _NFNLGRP_NFTABLES)
+
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
         return _waiting(self._sock)
@@ -310,6 +326,7 @@ class Watch:
 
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
+_NETLINK_DROP_MEMBERSHIP = 2
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_NETFILTER = 12

@@ -38,6 +38,7 @@ class Packet:
     protocol: Protocol
     port: int
     interface: str = "eth0"
+    """Where it came in; empty if the node itself sends it."""
     mark: int = 0
     backend: Backend | None = None
     """Where it was sent."""
@@ -186,8 +187,9 @@ class Kernel:
                 return self._find(family, name, self._load(operands, packet, draw)) is present
             case layout.LocalSource():
                 return packet.source in self.node_addresses
-            case layout.FromInterface(name):
-                return packet.interface.startswith(name[:-1]) if name.endswith("*") else packet.interface == name
+            case layout.FromInterface(name, present):
+                named = packet.interface.startswith(name[:-1]) if name.endswith("*") else packet.interface == name
+                return named is present
             case layout.Translated():
                 return packet.backend is not None
             case layout.Transport():

@@ -67,8 +67,8 @@ RANGES = {
 PORTS = [ServicePortName("ns", service, "http", Protocol.TCP) for service in ("a", "b")]
 
 
-def kernel() -> Kernel:
-    return Kernel(SURROUNDINGS, frozenset(NODE_IPS.values()))
+def kernel(surroundings: Surroundings = SURROUNDINGS) -> Kernel:
+    return Kernel(surroundings, frozenset(NODE_IPS.values()))
 
 
 @st.composite
@@ -258,8 +258,8 @@ def table_of(*frontends: Frontend, cluster: int = 0, local: int = 0) -> Frontend
     return table
 
 
-def started(table: FrontendTable) -> tuple[Renderer, Kernel]:
-    renderer, simulated = Renderer(), kernel()
+def started(table: FrontendTable, surroundings: Surroundings = SURROUNDINGS) -> tuple[Renderer, Kernel]:
+    renderer, simulated = Renderer(), kernel(surroundings)
     for operations in renderer.render(diff(FrontendTable(), table)).phases.in_order():
         simulated.run(operations)
     return renderer, simulated
@@ -479,6 +479,63 @@ def test_masquerade(
     ip = NODE_IPS[family] if kind is FrontendKind.NODE_PORT else VIPS[family]
     packet = Packet(SOURCES[family][source], ip, Protocol.UDP, 80)
     assert simulated.masquerades(packet, BACKENDS[family][3]) is expected
+
+
+BRIDGE = Surroundings(pod_interfaces=("cni0",))
+VETHS = Surroundings(pod_interfaces=("veth*", "cali*"))
+BOTH = Surroundings(pod_cidrs=("10.244.0.0/16", "fd01::/64"), pod_interfaces=("veth*",))
+V4_ONLY = Surroundings(pod_cidrs=("10.244.0.0/16",))
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "source", "interface", "is_pod"),
+    [
+        pytest.param(BRIDGE, SourceKind.OTHER, "cni0", {4, 6}, id="through the bridge"),
+        pytest.param(BRIDGE, SourceKind.POD, "cni01", set(), id="through another, though the name begins so"),
+        pytest.param(BRIDGE, SourceKind.NODE, "", set(), id="the node itself"),
+        pytest.param(VETHS, SourceKind.OTHER, "cali12", {4, 6}, id="through one of several prefixes"),
+        pytest.param(VETHS, SourceKind.POD, "eth0", set(), id="through none of them"),
+        pytest.param(BOTH, SourceKind.OTHER, "veth1", {4, 6}, id="by interface where addresses count too"),
+        pytest.param(BOTH, SourceKind.POD, "eth0", {4, 6}, id="by address where interfaces count too"),
+        pytest.param(BOTH, SourceKind.OTHER, "eth0", set(), id="by neither"),
+        pytest.param(V4_ONLY, SourceKind.POD, "eth0", {4}, id="by address in one family"),
+    ],
+)
+@pytest.mark.parametrize("family", Family)
+def test_who_is_a_pod(
+    surroundings: Surroundings, source: SourceKind, interface: str, is_pod: set[int], family: Family
+) -> None:
+    cluster_ip = address(family=family)
+    external = Frontend(
+        Address(VIPS[family], Protocol.TCP, 81), PORTS[0], FrontendKind.EXTERNAL_IP, TrafficPolicy.LOCAL
+    )
+    table = table_of(cluster_ip, external)
+    table.backends[cluster_ip.backend_set(Scope.CLUSTER)] = set(BACKENDS[family])
+    table.backends[external.backend_set(Scope.LOCAL)] = set(BACKENDS[family][:1])
+    _, simulated = started(table, surroundings)
+
+    def packet(port: int) -> Packet:
+        return Packet(SOURCES[family][source], VIPS[family], Protocol.TCP, port, interface)
+
+    by_nothing = surroundings is V4_ONLY and family is Family.IPV6
+    assert simulated.masquerades(packet(80), BACKENDS[family][5]) is (family not in is_pod and not by_nothing)
+    met = simulated.verdict(packet(81))
+    assert isinstance(met, BackendChain)
+    assert met.scope is (Scope.CLUSTER if family in is_pod or source is SourceKind.NODE else Scope.LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "expected"),
+    [
+        pytest.param(FrontendKind.CLUSTER_IP, TrafficPolicy.CLUSTER, True, id="3: pod to ClusterIP"),
+        pytest.param(FrontendKind.LOAD_BALANCER, TrafficPolicy.LOCAL, False, id="11: pod, Local"),
+    ],
+)
+def test_masquerade_all_is_about_cluster_ips(kind: FrontendKind, policy: TrafficPolicy, expected: bool) -> None:
+    frontend = address(kind, policy)
+    _, simulated = started(table_of(frontend, cluster=1, local=1), replace(SURROUNDINGS, masquerade_all=True))
+    packet = Packet(SOURCES[Family.IPV4][SourceKind.POD], VIPS[Family.IPV4], Protocol.TCP, 80)
+    assert simulated.masquerades(packet, NEW) is expected
 
 
 def test_a_pod_that_reaches_itself_is_masqueraded() -> None:
