@@ -9,8 +9,9 @@ import pytest
 
 from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.expressions import Expression, masquerade, port_unreachable
-from svcproxy.dataplane.nftables.features import FEATURES, POSTROUTING, PREROUTING, unreached_rule
+from svcproxy.dataplane.nftables.features import FEATURES, NAT, requests, unreached
 from svcproxy.dataplane.nftables.messages import Table, TableFlag
+from svcproxy.dataplane.nftables.operations import FixedChain
 from svcproxy.dataplane.nftables.probes import Probes, probe
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel, Rejected
 from svcproxy.model.meta import Family, Protocol
@@ -114,19 +115,19 @@ def test_in_a_user_namespace_everything_works(node: Namespace) -> None:
 @pytest.mark.parametrize(
     ("chain", "expression"),
     [
-        pytest.param(PREROUTING, masquerade(), id="masquerade at prerouting"),
-        pytest.param(POSTROUTING, port_unreachable(Family.IPV4), id="refusal at postrouting"),
+        pytest.param(FixedChain.PREROUTING, masquerade(), id="masquerade at prerouting"),
+        pytest.param(FixedChain.POSTROUTING, port_unreachable(Family.IPV4), id="refusal at postrouting"),
     ],
 )
-def test_what_a_hook_does_not_allow_is_seen(node: Namespace, chain: str, expression: Expression) -> None:
+def test_what_a_hook_does_not_allow_is_seen(node: Namespace, chain: FixedChain, expression: Expression) -> None:
     """The kernel checks a rule for each hook that leads to it, and for no other."""
     table = Table(Family.IPV4, "probe")
     with node.entered():
         kernel = Kernel()
     with kernel:
-        assert kernel.commit([nft.new_table(table), *FEATURES[0].requests(table)]) == Committed()
-        assert isinstance(kernel.commit(unreached_rule(table, "c", expression, at=(chain,))), Rejected)
-        assert kernel.commit(unreached_rule(table, "c", expression, at=())) == Committed()
+        assert kernel.commit([nft.new_table(table), *requests(NAT, table)]) == Committed()
+        assert isinstance(kernel.commit(unreached(table, "c", [(expression,)], (chain,))), Rejected)
+        assert kernel.commit(unreached(table, "c", [(expression,)], ())) == Committed()
 
 
 async def test_no_connection_notices(node: Namespace) -> None:

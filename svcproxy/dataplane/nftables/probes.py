@@ -12,8 +12,9 @@ from typing import Final
 
 from svcproxy.api import Probe
 from svcproxy.dataplane.nftables import messages as nft
-from svcproxy.dataplane.nftables.features import FEATURES
+from svcproxy.dataplane.nftables.features import FEATURES, NAT, requests
 from svcproxy.dataplane.nftables.messages import Request, Table, TableFlag
+from svcproxy.dataplane.nftables.operations import FixedChain
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.errors import DataplaneLost
 from svcproxy.model.meta import Family
@@ -100,13 +101,14 @@ class _Run:
     def _features(self, kernel: Kernel, family: Family, flags: TableFlag) -> bool:
         """Whether all features work in this family."""
         table, works = _table(kernel, family), True
-        failed = _error(kernel, [nft.new_table(table, flags & TableFlag.OWNER)])
+        made = [nft.new_table(table, flags & TableFlag.OWNER), nft.new_chain(table, FixedChain.REJECT.value)]
+        failed = _error(kernel, made)
         try:
             for feature in FEATURES:
                 name = f"{feature.name}-{family.label.lower()}"
-                error = failed or _error(kernel, feature.requests(table))
+                error = failed or _error(kernel, requests(feature, table))
                 works &= self._note(name, feature.purpose, error, _ONE_FAMILY(family.label))
-                if feature is FEATURES[0] and not works:
+                if feature is NAT and not works:
                     break  # the others need its chains
         finally:
             _error(kernel, [nft.delete_table(table)])
@@ -131,10 +133,10 @@ def _making(kernel: Kernel, family: Family, flags: TableFlag = TableFlag.NONE) -
     return _error(kernel, [nft.new_table(table, flags), nft.delete_table(table)])
 
 
-def _error(kernel: Kernel, requests: Sequence[Request]) -> str:
+def _error(kernel: Kernel, batch: Sequence[Request]) -> str:
     """Why the kernel does not do this; empty if it did."""
     try:
-        outcome = kernel.commit(requests)
+        outcome = kernel.commit(batch)
     except DataplaneLost as exc:
         return exc.cause
     return "" if isinstance(outcome, Committed) else str(outcome.failures[0])

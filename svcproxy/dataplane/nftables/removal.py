@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes svcproxy's own tables, of whatever version, and says who keeps them if somebody does."""
 
-import contextlib
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from svcproxy.dataplane.nftables import layout, messages, probes
 from svcproxy.dataplane.nftables.answers import TableState
+from svcproxy.dataplane.nftables.owner import owner_of
 from svcproxy.dataplane.nftables.takeover import Fate, Outcome
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family
 
-COMMAND_MAX: Final = 80
-"""Characters of a command line that are shown."""
-
-_NETFILTER: Final = "12"
 _KEYWORDS: Final = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
@@ -33,21 +28,6 @@ def remove_own(kernel: Kernel) -> Iterator[Outcome]:
                 yield from _remove(kernel, each, f"nftables table {keyword} {each.table.name}")
 
 
-def owner_of(port: int) -> str:
-    """Who has the netlink socket of that port, which `TableState.owner` names, in words.
-
-    Processes are seen that have an entry in this /proc, and only by those that may look into theirs.
-    """
-    inode = _inode(port)
-    for path in Path("/proc").glob("[0-9]*/fd/*") if inode else ():
-        with contextlib.suppress(OSError):
-            if str(path.readlink()) == f"socket:[{inode}]":
-                process = path.parents[1]
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                return f"process {process.name} ({' '.join(words).strip()[:COMMAND_MAX]})"
-    return f"the process of netlink port {port}, which cannot be seen from here"
-
-
 def _remove(kernel: Kernel, state: TableState, what: str) -> Iterator[Outcome]:
     outcome = kernel.commit([messages.delete_table(state.table)])
     if isinstance(outcome, Committed):
@@ -58,13 +38,3 @@ def _remove(kernel: Kernel, state: TableState, what: str) -> Iterator[Outcome]:
         yield Outcome(Fate.FAILED, what, f"it belongs to {owner_of(state.owner)}; stop that first")
     elif failure.errno != errno.ENOENT:
         yield Outcome(Fate.FAILED, what, str(failure))
-
-
-def _inode(port: int) -> str:
-    """Of the netfilter socket of that port in the namespace of the calling thread; empty if there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/thread-self/net/netlink").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if fields[1:3] == [_NETFILTER, str(port)]:
-                return fields[-1]
-    return ""
