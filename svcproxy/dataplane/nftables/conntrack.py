@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The socket to connection tracking: lists and removes flows, reads statistics.
 
-Calls block while the kernel works: it walks the whole table for each list, which takes milliseconds, and hands over what
-the filter admits, which takes about 15 µs a flow here. One thread at a time.
+Calls block while the kernel works: it walks the whole table for each list, about 10 ms for one of 262,144 buckets, and
+what the filter admits is decoded, about 20 µs a flow. One thread at a time.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Self
 
@@ -70,15 +71,16 @@ class Conntrack:
         """Close the socket."""
         self._sock.close()
 
-    def flows(self, wanted: Filter) -> Iterator[Flow]:
+    def flows(self, wanted: Filter) -> Generator[Flow, None, None]:
         """The flows that the filter admits, as they are read.
 
-        The list is no snapshot: a flow may be in it twice, and one that came meanwhile may be missing. An iterator that is
-        not read to its end has to be closed before the next call.
+        The list is no snapshot: a flow may be in it twice, and one that came meanwhile may be missing. An iterator that
+        is not read to its end has to be closed before the next call.
         """
-        for content in self._list(lambda sequence: ctnetlink.list_flows(wanted, sequence)):
-            if isinstance(content, Flow) and wanted.admits(content):
-                yield content
+        with closing(self._list(lambda sequence: ctnetlink.list_flows(wanted, sequence))) as listed:
+            for content in listed:
+                if isinstance(content, Flow) and wanted.admits(content):
+                    yield content
 
     def delete(self, flows: Sequence[Flow]) -> int:
         """Remove flows, and return how many were there to be removed."""
@@ -114,7 +116,7 @@ class Conntrack:
             raise ConntrackError(f"{len(batch)} flows were to be removed, {len(codes)} answers came")
         return codes.count(0)
 
-    def _list(self, request: Callable[[int], bytes]) -> Iterator[Content]:
+    def _list(self, request: Callable[[int], bytes]) -> Generator[Content, None, None]:
         """What the kernel lists, without the end. Raises `ConntrackError` where the list is not complete."""
         sequence = self._take(1)
         self._write(request(sequence))

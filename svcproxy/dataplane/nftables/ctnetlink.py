@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of connection tracking and what it says (`linux/netfilter/nfnetlink_conntrack.h`). Performs no I/O.
 
-A flow is removed by what the kernel itself said of it, its original tuple octet by octet, and by its id, so that another
-flow that has taken its place meanwhile stays.
+A flow is removed by what the kernel itself said of it, its original tuple octet by octet, and by its id, so that
+another flow that has taken its place meanwhile stays.
 """
 
 import ipaddress
