@@ -11,7 +11,7 @@ from svcproxy.dataplane.nftables import ctnetlink
 from svcproxy.dataplane.nftables.ctnetlink import Answer, CpuStatistics, End, Filter, Flow, Occupancy, parse
 from svcproxy.dataplane.nftables.netlink import ErrorReport, attribute, frame, messages, nested
 from svcproxy.errors import DecodeError
-from svcproxy.frontends.keys import Address, Backend
+from svcproxy.frontends.keys import Address
 from svcproxy.model.meta import Family, Protocol
 from tests.dataplane.nftables.captured import CAPTURES
 
