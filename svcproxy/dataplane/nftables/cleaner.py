@@ -61,7 +61,7 @@ class FlowCleaner:
         self.given_up = 0
         """Times that flows came back as often as they were removed: somebody else translates them."""
         self.dumped = 0
-        """Flows that the kernel has listed."""
+        """Flows listed, less those that the kernel lists unasked."""
         self.deleted = dict.fromkeys(Family, 0)
         """Flows removed."""
         self.last_pass_seconds = 0.0

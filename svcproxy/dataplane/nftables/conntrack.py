@@ -61,6 +61,10 @@ class Conntrack:
         self._sock = open_socket(BUFFER_OCTETS, BUFFER_OCTETS)
         self._sequence = 0
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
     def __enter__(self) -> Self:
         return self
 

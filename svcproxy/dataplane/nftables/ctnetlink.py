@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be asked of connection tracking and what it says (`linux/netfilter/nfnetlink_conntrack.h`). Performs no I/O.
 
-A flow is removed by what the kernel itself said of it, its original tuple octet by octet, and by its id, so that
-another flow that has taken its place meanwhile stays.
+A flow is removed by what the kernel itself said of it, its original tuple octet by octet, and by its id: another flow
+that has taken its place meanwhile stays, unless the kernel keeps it in the same memory, which makes the same id.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ from svcproxy.dataplane.nftables.netlink import (
 )
 from svcproxy.errors import DecodeError
 from svcproxy.frontends.keys import Address, Backend
-from svcproxy.model.meta import Family, Protocol, family_of
+from svcproxy.model.meta import Family, Protocol
 
 ADDRESSES_KEPT = 16384
 """Addresses remembered as text."""
@@ -50,7 +50,7 @@ class Filter:
     port: int | None = None
 
     def admits(self, flow: "Flow") -> bool:
-        """Whether the flow is one of them. Kernels before Linux 5.8 list every flow of the family."""
+        """Whether the flow is one of them: the kernel may list more, before Linux 5.8 every flow of the family."""
         destination = flow.destination
         return (
             destination.protocol is self.protocol
@@ -122,8 +122,13 @@ class Answer:
 
 
 def list_flows(wanted: Filter, sequence: int) -> bytes:
-    """Ask for the flows that `wanted` admits. Answered with a `Flow` each."""
-    address = b"" if wanted.ip is None else nested(_TUPLE_IP, (_destination(wanted.ip),))
+    """Ask for the flows that `wanted` admits, and over IPv6 for those of all addresses. Answered with a `Flow` each.
+
+    The kernel has its comparison of IPv6 addresses the wrong way round (Linux 5.8 to 6.18): it lists all but those.
+    """
+    address = b""
+    if wanted.ip is not None and wanted.family is Family.IPV4:
+        address = nested(_TUPLE_IP, (attribute(_IP_V4_DST, ipaddress.IPv4Address(wanted.ip).packed),))
     port = b"" if wanted.port is None else attribute(_PROTO_DST_PORT, wanted.port.to_bytes(2))
     protocol = nested(_TUPLE_PROTO, (attribute(_PROTO_NUM, bytes((_NUMBERS[wanted.protocol],))), port))
     compared = _F_PROTO_NUM | (_F_IP_DST if address else 0) | (_F_PROTO_DST_PORT if port else 0)
@@ -183,11 +188,6 @@ _PROTOCOLS = {bytes((number,)): protocol for protocol, number in _NUMBERS.items(
 def _request(kind: int, flags: int, sequence: int, family: Family | None, body: bytes) -> bytes:
     number = 0 if family is None else NFPROTO[family]
     return frame(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | flags, sequence, bytes((number, 0, 0, 0)) + body)
-
-
-def _destination(ip: str) -> bytes:
-    kind = _IP_V6_DST if family_of(ip) is Family.IPV6 else _IP_V4_DST
-    return attribute(kind, ipaddress.ip_address(ip).packed)
 
 
 def _content(message: Message) -> Content | None:

@@ -106,6 +106,11 @@ HEAD = bytes.fromhex("02000000")
             id="one address and port",
         ),
         pytest.param(
+            Filter(Family.IPV6, UDP, "fd96::1", 53),
+            "18000180 14000280 0500010011000000 0600030000350000 0c001980 0800010028000000",
+            id="one port over IPv6, where the kernel gets addresses wrong",
+        ),
+        pytest.param(
             Filter(Family.IPV4, Protocol.SCTP, None, 30080),
             "18000180 14000280 0500010084000000 0600030075800000 0c001980 0800010028000000",
             id="one port",
@@ -115,7 +120,8 @@ HEAD = bytes.fromhex("02000000")
 def test_a_list_is_filtered_by_the_kernel(wanted: Filter, body: str) -> None:
     octets = ctnetlink.list_flows(wanted, 7)
     assert octets[:16] == struct.pack("=IHHII", len(octets), 0x101, 0x301, 7, 0)
-    assert octets[16:] == HEAD + bytes.fromhex(body)
+    head = bytes.fromhex("0a000000" if wanted.family is Family.IPV6 else "02000000")
+    assert octets[16:] == head + bytes.fromhex(body)
 
 
 def test_a_removal_repeats_the_tuple_and_id_of_the_flow() -> None:
