@@ -12,16 +12,16 @@ length of the last one apart, so that the thread works half of the time at most,
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from svcproxy.dataplane.nftables.conntrack import Conntrack
-from svcproxy.dataplane.nftables.ctnetlink import Flow
-from svcproxy.dataplane.nftables.flows import Examination, Serving, Suspects, Translation, translation_of
+from svcproxy.dataplane.nftables.ctnetlink import Translation
+from svcproxy.dataplane.nftables.flows import Examination, Serving, Suspects
 from svcproxy.errors import ConntrackError
 from svcproxy.frontends.keys import ServicePortName
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
@@ -175,31 +175,23 @@ class Purged:
 
 def survey(conntrack: Conntrack, examination: Examination) -> Surveyed:
     """See where the flows go. Raises `ConntrackError`."""
-    listed, translations = 0, set[Translation]()
-    for wanted in examination.filters:
-        for flow in conntrack.flows(wanted):
-            listed += 1
-            if examination.concerns(flow):
-                translations.add(translation_of(flow))
-    return Surveyed(listed, translations)
+    listings = [conntrack.listing(wanted) for wanted in examination.filters]
+    translations = {each for listing in listings for each in listing.translations if examination.concerns(each[0])}
+    return Surveyed(sum(listing.listed for listing in listings), translations)
 
 
 def purge(conntrack: Conntrack, examination: Examination, stale: frozenset[Translation]) -> Purged:
     """Remove the flows with these translations, at most `REMOVALS_PER_PASS`. Raises `ConntrackError`."""
-    listed, found = 0, defaultdict[Family, list[Flow]](list)
-    left = REMOVALS_PER_PASS
+    listed, room = 0, REMOVALS_PER_PASS
+    deleted: Counter[Family] = Counter()
     for wanted in examination.filters:
-        with closing(conntrack.flows(wanted)) as flows:
-            for flow in flows:
-                listed += 1
-                if translation_of(flow) in stale:
-                    found[wanted.family].append(flow)
-                    left -= 1
-                    if not left:
-                        break
-        if not left:
+        listing = conntrack.listing(wanted, stale, room)
+        listed += listing.listed
+        room -= len(listing.flows)
+        deleted[wanted.family] += conntrack.delete(listing.flows)
+        if not room:
             break
-    return Purged(listed, {family: conntrack.delete(flows) for family, flows in found.items()}, complete=left > 0)
+    return Purged(listed, deleted, complete=room > 0)
 
 
 async def _in(thread: ThreadPoolExecutor, call: Callable[[], T]) -> T:

@@ -5,7 +5,9 @@ A flow is removed by what the kernel itself said of it, its original tuple octet
 that has taken its place meanwhile stays, unless the kernel keeps it in the same memory, which makes the same id.
 """
 
+import errno
 import ipaddress
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,12 +33,16 @@ from svcproxy.dataplane.nftables.netlink import (
     messages,
     nested,
 )
-from svcproxy.errors import DecodeError
+from svcproxy.errors import ConntrackError, DecodeError
 from svcproxy.frontends.keys import Address, Backend
 from svcproxy.model.meta import Family, Protocol
 
 ADDRESSES_KEPT = 16384
 """Addresses remembered as text."""
+
+
+Translation = tuple[Address, Backend]
+"""What flows were addressed to, and where their packets go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,11 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     """CTA_TUPLE_ORIG as it came."""
     zone: bytes
     """CTA_ZONE as it came; empty for the default zone."""
+
+    @property
+    def translation(self) -> Translation:
+        """What it has in common with flows of other clients."""
+        return self.destination, self.answering
 
 
 class CpuStatistics(msgspec.Struct, frozen=True, gc=False):
@@ -166,9 +177,17 @@ def parse(datagram: bytes) -> Iterator[Answer]:
             yield Answer(message.sequence, bool(message.flags & NLM_F_DUMP_INTR), content)
 
 
+def refusal(report: ErrorReport) -> ConntrackError:
+    """What the kernel says, as an error."""
+    said = f": {report.text}" if report.text else ""
+    return ConntrackError(f"{errno.errorcode.get(report.errno, report.errno)} ({os.strerror(report.errno)}){said}")
+
+
 _SUBSYSTEM = 1
 _NEW, _GET, _DELETE, _GET_STATS_CPU, _GET_STATS = 0, 1, 2, 4, 5
 """IPCTNL_MSG_CT_*."""
+NEW_FLOW = _SUBSYSTEM << 8 | _NEW
+"""nlmsg_type of a flow in a list."""
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 """CTA_*."""
 _TUPLE_IP, _TUPLE_PROTO = 1, 2

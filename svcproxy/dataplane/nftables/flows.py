@@ -13,7 +13,7 @@ Flows over TCP are never stale: their ends find out by themselves, and what rema
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
-from svcproxy.dataplane.nftables.ctnetlink import Filter, Flow
+from svcproxy.dataplane.nftables.ctnetlink import Filter, Translation
 from svcproxy.dataplane.tracking import TrackedTable
 from svcproxy.frontends.decision import lookup
 from svcproxy.frontends.keys import Address, Backend, BackendSetKey, FrontendKey, NodePort, Scope, ServicePortName
@@ -27,15 +27,8 @@ EXACT_FILTERS_MAX = 16
 REPEATS_MAX = 5
 """Examinations in a row that find stale flows after they were removed, until somebody else is held to make them."""
 
-Translation = tuple[Address, Backend]
-"""What flows were addressed to, and where their packets go."""
 Serving = Callable[[ServicePortName, Family], Set[Backend]]
 """The backends of a Service port that may keep their flows."""
-
-
-def translation_of(flow: Flow) -> Translation:
-    """What the flow has in common with others."""
-    return flow.destination, flow.answering
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +50,8 @@ class Examination:
             *(Filter(key.family, key.protocol, None, key.port) for key in sorted(self.node_ports)),
         )
 
-    def concerns(self, flow: Flow) -> bool:
-        """Whether the flow was addressed to one of the frontends."""
-        to = flow.destination
+    def concerns(self, to: Address) -> bool:
+        """Whether flows addressed to this are looked at."""
         return to in self.addresses or (
             to.ip in self.node_port_addresses and NodePort(to.family, to.protocol, to.port) in self.node_ports
         )

@@ -5,14 +5,12 @@ from collections.abc import Iterable, Set
 
 import pytest
 
-from svcproxy.dataplane.nftables.ctnetlink import Filter, Flow
+from svcproxy.dataplane.nftables.ctnetlink import Filter, Translation
 from svcproxy.dataplane.nftables.flows import (
     EXACT_FILTERS_MAX,
     REPEATS_MAX,
     SETTLE_SECONDS,
     Suspects,
-    Translation,
-    translation_of,
 )
 from svcproxy.frontends.keys import (
     Address,
@@ -169,10 +167,6 @@ def test_each_service_port_is_asked_for_once() -> None:
     assert asked == [(DNS, V4)]
 
 
-def flow(destination: Address) -> Flow:
-    return Flow(Backend("10.1.1.1", 4444), destination, A, 1, b"", b"")
-
-
 @pytest.mark.parametrize(
     ("destination", "concerned"),
     [
@@ -185,14 +179,10 @@ def flow(destination: Address) -> Flow:
         pytest.param(Address(A.ip, UDP, A.port), False, id="straight to a backend"),
     ],
 )
-def test_an_examination_concerns_a_flow(destination: Address, concerned: bool) -> None:
+def test_an_examination_concerns(destination: Address, concerned: bool) -> None:
     suspects = settled()
     suspects.changed(FrontendDelta(backends=(backends(DNS, removed=[A]),)), now=0)
-    assert suspects.examine().concerns(flow(destination)) is concerned
-
-
-def test_the_translation_of_a_flow_says_nothing_of_its_client() -> None:
-    assert translation_of(flow(VIP)) == (VIP, A)
+    assert suspects.examine().concerns(destination) is concerned
 
 
 def test_few_suspects_are_asked_for_one_by_one_and_many_by_protocol() -> None:
