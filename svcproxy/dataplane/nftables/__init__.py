@@ -3,4 +3,8 @@
 
 `netlink` knows frames and attributes, `expressions` and `messages` encode nf_tables requests, `answers` decodes what
 comes back, all without I/O; `transaction` owns the sockets.
+
+Flows that lead to nobody are removed beside that: `ctnetlink` and `listing` know what connection tracking says, `flows`
+which flows are stale and when to look, all without I/O; `conntrack` owns the socket, `cleaner` the task. `netfilter` is
+what both kinds of socket have in common.
 """

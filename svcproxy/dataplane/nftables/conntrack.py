@@ -30,6 +30,8 @@ BUFFER_OCTETS = 1 << 20
 """Of the socket, each way: room for the answers to a batch of removals."""
 REMOVALS_PER_SEND = 128
 """Removals asked for at once."""
+CROWDED_SHARE = 0.8
+"""From which on a table is worth a warning."""
 
 _SEQUENCE_MAX = 0xFFFFFFFF
 
@@ -42,6 +44,11 @@ class Statistics:
     maximum: int
     """0 if the kernel does not say."""
     cpus: tuple[CpuStatistics, ...]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the table is nearly full. When it is full, packets of new flows are dropped in silence."""
+        return 0 < self.maximum * CROWDED_SHARE <= self.entries
 
     @property
     def insert_failed(self) -> int:

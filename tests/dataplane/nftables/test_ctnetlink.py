@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcproxy.dataplane.nftables import ctnetlink
+from svcproxy.dataplane.nftables.conntrack import Statistics
 from svcproxy.dataplane.nftables.ctnetlink import Answer, CpuStatistics, End, Filter, Flow, Occupancy, parse
 from svcproxy.dataplane.nftables.netlink import ErrorReport, attribute, frame, messages, nested
 from svcproxy.errors import DecodeError
@@ -80,6 +81,18 @@ def test_answers(name: str, expected: list[ctnetlink.Content]) -> None:
 def test_counters_are_told_apart() -> None:
     body = b"".join(attribute(kind, kind.to_bytes(4)) for kind in range(1, 16))
     assert contents(frame(0x104, 0, 1, bytes(4) + body)) == [CpuStatistics(2, 4, 8, 9, 10, 11, 12, 13, 14, 15)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "maximum", "crowded"),
+    [
+        pytest.param(79, 100, False, id="79 %"),
+        pytest.param(80, 100, True, id="80 %"),
+        pytest.param(80, 0, False, id="the maximum is not known"),
+    ],
+)
+def test_a_table_is_crowded_from_80_percent_on(entries: int, maximum: int, crowded: bool) -> None:
+    assert Statistics(entries, maximum, ()).crowded is crowded
 
 
 def test_an_interrupted_list_is_marked() -> None:
