@@ -48,6 +48,8 @@ class Source(Answer, frozen=True, rename="camel"):
     resource_version: str
     error: str
     """Why the kind is not being followed right now; empty while it is."""
+    optional: bool = False
+    """Whether everything works without the kind: nobody waits for it, and readiness does not count it."""
 
 
 class RefusedFrontend(Answer, frozen=True, rename="camel"):
@@ -143,6 +145,29 @@ class Listener(Answer, frozen=True, rename="camel"):
     address: str
     error: str
     """Why it is not being served; empty while it is. It is tried again every few seconds."""
+
+
+class Probe(Answer, frozen=True, rename="camel"):
+    """One feature of the kernel, tried out."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What the feature is for; if it does not work, the kernel's error."""
+    fallback: str
+    """What is done without it; empty while it works."""
+
+
+class Foreign(Answer, frozen=True, rename="camel"):
+    """Another implementation of Services that is, or was, at work on this node."""
+
+    implementation: str
+    evidence: tuple[str, ...]
+    """What was found, for people to look at."""
+    alive: bool | None
+    """Whether it runs; null where that cannot be found out."""
+    removable: bool
+    """Whether `svcproxy cleanup --kube-proxy` removes what it left."""
 
 
 class Status(Answer, frozen=True, rename="camel"):
@@ -296,6 +321,21 @@ class TracedEndpoint(Answer, frozen=True, rename="camel"):
     slice: str
 
 
+class KernelView(Answer, frozen=True, rename="camel"):
+    """What the kernel's tables hold for a connection, read when asked."""
+
+    verdict: str
+    """As in Trace."""
+    path: tuple[str, ...]
+    """Look-ups and what they gave."""
+    backends: tuple[str, ...]
+    """At most 256."""
+    agrees: bool
+    """Whether that is what the agent wants there."""
+    difference: str
+    """In what it differs; empty if it agrees."""
+
+
 class Trace(Answer, frozen=True, rename="camel"):
     """`/v1/trace`: what this node does with a new connection, step by step."""
 
@@ -322,6 +362,8 @@ class Trace(Answer, frozen=True, rename="camel"):
     """Selected ones first; at most 100."""
     endpoints_total: int
     affinity_timeout: int | None
+    kernel: KernelView | None = None
+    """null where no data plane in the kernel serves, or it could not be asked."""
 
 
 class Variable(Answer, frozen=True, rename="camel"):

@@ -22,9 +22,7 @@ from tests.netns.namespaces import Namespace
 pytestmark = pytest.mark.netns
 
 LISTINGS = Path(__file__).parent / "listings"
-CHAINS = [
-    BackendChain(form, scope, 3, timeout) for form in Form for scope in Scope for timeout in (None, 10800)
-]
+CHAINS = [BackendChain(form, scope, 3, timeout) for form in Form for scope in Scope for timeout in (None, 10800)]
 BY_ADDRESS = Surroundings(pod_cidrs=("10.244.0.0/16", "fd44::/64"), pod_interfaces=("cali*", "cni0"))
 EVERYTHING = Surroundings(masquerade_all=True)
 
