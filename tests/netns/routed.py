@@ -144,17 +144,16 @@ class Failing(Kernel):
     def __init__(self) -> None:
         super().__init__()
         self.failed = False
-        self._left: int | None = None
+        self._when: Callable[[Sequence[Request]], bool] = lambda requests: False
         self._instead: Instead = Kernel.commit
 
-    def fail(self, after: int, instead: Instead) -> None:
-        """Do that with a batch when so many others are done."""
-        self._left, self._instead = after, instead
+    def fail(self, when: Callable[[Sequence[Request]], bool], instead: Instead) -> None:
+        """Do that with the first batch which is so."""
+        self.failed = False
+        self._when, self._instead = when, instead
 
     def commit(self, requests: Sequence[Request]) -> Committed | Rejected:
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                self._left, self.failed = None, True
-                return self._instead(self, requests)
+        if not self.failed and self._when(requests):
+            self.failed = True
+            return self._instead(self, requests)
         return super().commit(requests)

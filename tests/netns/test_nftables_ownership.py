@@ -178,7 +178,7 @@ async def test_rules_are_rewritten_at_once(routed: Routed) -> None:
         await plane.resync(table_of(*SOME))
         async with connecting(routed) as met:
             for number in range(30):
-                await plane.set_ground(Ground().surroundings, (f"10.244.{number}.0/24",))
+                plane.set_ground(Ground().surroundings, (f"10.244.{number}.0/24",))
                 await plane.resync(table_of(*SOME))
     assert set(met) == set(NAMES)
 

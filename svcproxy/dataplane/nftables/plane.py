@@ -194,8 +194,7 @@ class NftablesDataplane:
 
     async def inspect(self, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
         """What the kernel would do with a new connection: see `inspection.inspect`."""
-        async with self._reading:
-            return await asyncio.to_thread(inspect, self._reader, ip, protocol, port, source, near=near)
+        return await self._look(partial(inspect, self._reader, ip, protocol, port, source, near=near))
 
     def lend(self) -> None:
         """Let a successor have the tables, which stay in force; nothing is changed until `take_back`.
@@ -221,12 +220,7 @@ class NftablesDataplane:
 
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""
-        async with self._reading:
-            return await _whole(
-                asyncio.get_running_loop().run_in_executor(
-                    None, self._counts.total, self._read_counters, self._renderer.table.frontends
-                )
-            )
+        return await self._look(partial(self._counts.total, self._read_counters, self._renderer.table.frontends))
 
     # --- work
 
@@ -264,9 +258,9 @@ class NftablesDataplane:
         return repairs(was, desired, refused - self._changes.refused.keys(), self.refused)
 
     def _read_and_compare(self, desired: FrontendTable) -> FrontendDelta:
+        self._unsure = ""  # what others do from here on, and another ground, make it so again
         ground, first = self._ground, not self._read_before
         foreign, self._foreign = self._foreign, False
-        self._unsure = ""  # what others do from here on makes it so again
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
         self._owned = established.owned
         held = read(self._kernel, ground.families, owned=established.owned)
@@ -339,10 +333,7 @@ class NftablesDataplane:
 
     async def _forget_stale(self) -> None:
         families = self._ground.families
-        async with self._reading:
-            memories = await _whole(
-                asyncio.get_running_loop().run_in_executor(None, sticky.read, self._reader, families)
-            )
+        memories = await self._look(partial(sticky.read, self._reader, families))
         async with self._working():
             if self._unsure:
                 self._stale = True
@@ -433,6 +424,11 @@ class NftablesDataplane:
         """The work's result. Cancelled, it waits for the work all the same: the kernel has one user at a time."""
         with self._sure():
             return await _whole(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """What it reads, beside whatever is being changed."""
+        async with self._reading:
+            return await _whole(asyncio.get_running_loop().run_in_executor(None, work))
 
     async def _carry_out(self, size: int, work: Callable[[], T]) -> T:
         """The work's result: done here if it is small, else in the thread."""
