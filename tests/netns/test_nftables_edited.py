@@ -10,8 +10,11 @@ import pytest
 
 from svcproxy.dataplane.contract import APPLIED
 from svcproxy.dataplane.nftables.layout import Surroundings
-from svcproxy.dataplane.nftables.messages import TableFlag
+from svcproxy.dataplane.nftables.messages import Element, TableFlag, new_elements
+from svcproxy.dataplane.nftables.operations import SetName
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from svcproxy.dataplane.nftables.tables import TABLES
+from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.frontends.keys import FrontendKind
 from svcproxy.frontends.table import FrontendTable
 from svcproxy.model.meta import Family
@@ -183,3 +186,18 @@ async def test_an_edit_is_heard_of_and_undone(
     assert not await plane.resync(world())
     assert not plane.refused
     assert await plane.apply(change(PLAIN[family], removed=BACKENDS[family][:1])) == {PLAIN[family].key: APPLIED}
+
+
+@FAMILIES
+async def test_what_nft_cannot_say_is_undone(routed: Routed, plane: NftablesDataplane, family: Family) -> None:
+    """An element for all other addresses, in a set of ranges: nft 1.0.6 crashes when it lists or adds one."""
+    names = (SetName.SVC_CIDR, SetName.POD_CIDR, SetName.NP_SRC_OK)
+    before = listed(routed)
+    with routed.node.entered(), Kernel() as other:
+        added = [each for name in names for each in new_elements(TABLES[family], name, [Element(b"")])]
+        assert other.commit(added) == Committed()
+    async with asyncio.timeout(PATIENCE):
+        await plane.damaged()
+    await plane.resync(world())
+    assert listed(routed) == before
+    assert not plane.refused

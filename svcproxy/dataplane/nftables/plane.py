@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 from svcproxy.dataplane.contract import APPLIED, Outcome, Refused
 from svcproxy.dataplane.nftables import sticky
 from svcproxy.dataplane.nftables.adoption import adopt
-from svcproxy.dataplane.nftables.answers import Elements, ObjectState, TableState
+from svcproxy.dataplane.nftables.answers import Content, Elements, ObjectState, TableState
 from svcproxy.dataplane.nftables.changes import SHRINK_DELAY, Changes, Totals
 from svcproxy.dataplane.nftables.counts import COUNTED, Counts
 from svcproxy.dataplane.nftables.inspection import Seen, inspect
@@ -291,12 +291,13 @@ class NftablesDataplane:
         return f"the kernel has no nf_tables for {key.family.label}"
 
     def _size(self, delta: FrontendDelta) -> int:
-        """How much there may be to do: backends that change, and all of frontends that do."""
+        """How much there may be to do: backends that change, and all that belongs to frontends that do."""
         frontends, slots = self._renderer.table.frontends, self._renderer.table.backends
-        named = [*delta.frontends, *(frontends[key] for key in delta.removed if key in frontends)]
-        return sum(len(change.added) + len(change.removed) for change in delta.backends) + sum(
-            1 + len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope
-        )
+        keys = (*(each.key for each in delta.frontends), *delta.removed)
+        named = [*delta.frontends, *(frontends[key] for key in keys if key in frontends)]
+        ranges = sum(1 + len(each.source_ranges or ()) for each in named)
+        backends = sum(len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope)
+        return ranges + backends + sum(len(change.added) + len(change.removed) for change in delta.backends)
 
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
@@ -359,14 +360,15 @@ class NftablesDataplane:
         if not self._watching:
             return
         try:
-            for answer in self._watch.changes():
-                content = answer.content
-                if isinstance(content, TableState | ObjectState | Elements) and content.table in TABLES.values():
-                    self.foreign_changes += 1
-                    self._foreign = True
-                    self._doubt("somebody else changed the tables")
+            changed = sum(_concerns(answer.content) for answer in self._watch.changes())
         except DataplaneLost as exc:
-            self._doubt(exc.cause)
+            changed = 0
+            if not self._owned:
+                self._doubt(exc.cause)
+        if changed and not self._owned:  # an owned table was changed before it was claimed, and read after that
+            self.foreign_changes += changed
+            self._foreign = True
+            self._doubt("somebody else changed the tables")
 
     # --- who has the tables
 
@@ -472,6 +474,10 @@ def repairs(
         health_checks=changed.health_checks,
         health_checks_removed=changed.health_checks_removed,
     )
+
+
+def _concerns(content: Content) -> bool:
+    return isinstance(content, TableState | ObjectState | Elements) and content.table in TABLES.values()
 
 
 async def _whole(running: asyncio.Future[T]) -> T:
