@@ -13,7 +13,8 @@ from svcproxy.dataplane.nftables.foreign import detect
 from svcproxy.dataplane.nftables.removal import remove_own
 from svcproxy.dataplane.nftables.takeover import Fate, Outcome, remove_kube_proxy
 from svcproxy.dataplane.nftables.transaction import Kernel
-from svcproxy.errors import LockedError
+from svcproxy.errors import LockedError, StateError
+from svcproxy.process import sysctls
 from svcproxy.process.instance import RunDirectory
 from svcproxy.process.lock import NodeLock
 from svcproxy.process.prctl import Capability, permitted_capabilities
@@ -25,7 +26,10 @@ _INSTANCE = "cleanup"
 def run(arguments: argparse.Namespace) -> int:
     """Remove everything, as far as it can be; returns the exit code. Raises `SvcproxyError`."""
     fates: set[Fate] = set()
-    for outcome in _steps(Path(arguments.run_dir), kube_proxy=arguments.kube_proxy, force=arguments.force):
+    steps = _steps(
+        Path(arguments.run_dir), Path(arguments.state_dir), kube_proxy=arguments.kube_proxy, force=arguments.force
+    )
+    for outcome in steps:
         fates.add(outcome.fate)
         match outcome.fate:
             case Fate.REMOVED:
@@ -39,12 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if Fate.FAILED in fates else 0
 
 
-def _steps(run_dir: Path, *, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
+def _steps(run_dir: Path, state_dir: Path, *, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
     """Everything there is to do, in order."""
     run_directory = RunDirectory(run_dir)
     yield from _dead_instances(run_directory)
     with _alone(run_directory, force=force):
         yield from _rules(kube_proxy=kube_proxy, force=force)
+        yield from _parameters(state_dir)
 
 
 def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
@@ -81,6 +86,20 @@ def _obstacle(run_directory: RunDirectory, lock: NodeLock) -> str:
     except OSError as exc:
         return f"cannot see whether an agent runs under {run_directory.path}: {exc.strerror}"
     return ""
+
+
+def _parameters(state_dir: Path) -> Iterator[Outcome]:
+    """What the agent has set of connection tracking."""
+    try:
+        restored = sysctls.restore(state_dir / sysctls.FILE_NAME)
+    except StateError as exc:
+        yield Outcome(Fate.FAILED, "parameters of connection tracking", str(exc))
+        return
+    for each in restored:
+        what = f"{each.name}, which was set to {each.before}"
+        yield (
+            Outcome(Fate.FAILED, what, each.error) if each.error else Outcome(Fate.REMOVED, f"{what}, now {each.after}")
+        )
 
 
 def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:

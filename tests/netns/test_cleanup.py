@@ -14,6 +14,7 @@ from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.messages import Table, TableFlag
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family
+from svcproxy.process import sysctls
 from svcproxy.process.instance import RunDirectory
 from tests.dataplane.nftables.captured import IPV4, IPV6
 from tests.netns import kube_proxy_rules as rules
@@ -42,10 +43,11 @@ class Operator:
         self._node = node
         self._capsys = capsys
         self.run_dir = run_dir
+        self.state_dir = run_dir.parent / "state"
 
     def cleanup(self, *flags: str) -> Said:
         with self._node.entered():
-            code = main(["cleanup", "--run-dir", str(self.run_dir), *flags])
+            code = main(["cleanup", "--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir), *flags])
         said = self._capsys.readouterr()
         return code, said.out.splitlines(), said.err.splitlines()
 
@@ -62,6 +64,19 @@ BOTH: Said = (0, ["removed nftables table ip svcproxy", "removed nftables table 
 def test_on_a_fresh_node_there_is_nothing_to_remove(node: Namespace, operator: Operator) -> None:
     assert operator.cleanup("--kube-proxy") == NOTHING
     assert not operator.run_dir.exists()
+
+
+def test_parameters_that_the_agent_has_set_are_taken_back(node: Namespace, operator: Operator) -> None:
+    operator.state_dir.mkdir()
+    record = operator.state_dir / sysctls.FILE_NAME
+    liberal = sysctls.Wanted("nf_conntrack_tcp_be_liberal", 1)
+    with node.entered(), Kernel() as kernel:
+        assert kernel.commit([*IPV4]) == Committed()  # brings connection tracking along
+        assert [each.error for each in sysctls.apply([liberal], record)] == [""]
+    code, lines, errors = operator.cleanup()
+    assert (code, errors) == (0, [])
+    assert lines[-1] == "removed nf_conntrack_tcp_be_liberal, which was set to 1, now 0"
+    assert operator.cleanup() == NOTHING
 
 
 def test_both_tables_go_with_all_that_is_in_them(node: Namespace, operator: Operator) -> None:
