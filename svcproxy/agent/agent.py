@@ -240,7 +240,7 @@ class Agent:
         return self._store.nodes.get(NamespacedName("", self._life.config.node_name))
 
     def _pod_cidrs(self) -> tuple[str, ...]:
-        return self._surroundings.derived.surroundings.pod_cidrs
+        return self._surroundings.derived.pod_cidrs
 
     def _source_kind(self, ip: str) -> SourceKind:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())

@@ -37,6 +37,8 @@ class Derived:
     surroundings: Surroundings
     hairpin_cidrs: tuple[str, ...]
     """Where pods of this node have addresses; empty: anywhere."""
+    pod_cidrs: tuple[str, ...]
+    """Which sources are pods as far as addresses can tell: for those who see no interface."""
     warnings: tuple[str, ...]
     """What is not as it should be, for people."""
 
@@ -100,15 +102,17 @@ def derive(
         warnings.append("the Node has no podCIDRs (yet): nothing tells pods from others, all keep their source address")
     taken = [*of_node, *of_cluster, *_node_addresses(node)]
     ranges = _without(taken, _networks(_service_cidrs(config, service_cidrs if node else ()), warnings), warnings)
+    pod_cidrs = _collapsed(of_node if by_node else of_cluster)
     surroundings = Surroundings(
-        pod_cidrs=_collapsed(of_node if by_node else of_cluster),
+        pod_cidrs=pod_cidrs,
         pod_interfaces=config.pod_interfaces,
         service_cidrs=_silent(_collapsed(ranges), left_to_others, warnings),
         masquerade_all=config.masquerade_all,
     )
     # Where podCIDRs do not say what is a pod, they may be unused: CNIs with address management of their own leave
     # them as they are.
-    return Derived(surroundings, _hairpin_cidrs(of_node) if by_node else (), tuple(warnings))
+    hairpin_cidrs = _hairpin_cidrs(of_node) if by_node else ()
+    return Derived(surroundings, hairpin_cidrs, pod_cidrs or _collapsed(of_node), tuple(warnings))
 
 
 def _node_cidrs(node: Node | None) -> Iterator[tuple[str, str]]:

@@ -77,6 +77,19 @@ def test_what_tells_pods(config: DataplaneConfig, node: Node | None, expected: S
 
 
 @pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        pytest.param(DataplaneConfig(), ("10.9.0.0/24",), id="NodeCIDR"),
+        pytest.param(DataplaneConfig(cluster_cidrs=("10.0.0.0/8",)), ("10.0.0.0/8",), id="ClusterCIDR"),
+        pytest.param(BRIDGE, ("10.9.0.0/24",), id="BridgeInterface: the podCIDRs are the best guess"),
+        pytest.param(PREFIX, ("10.244.0.0/16",), id="InterfaceNamePrefix, with a CIDR besides"),
+    ],
+)
+def test_what_addresses_alone_tell(config: DataplaneConfig, expected: tuple[str, ...]) -> None:
+    assert derive(config, own_node("10.9.0.0/24"), ()).pod_cidrs == expected
+
+
+@pytest.mark.parametrize(
     ("config", "node", "expected"),
     [
         pytest.param(

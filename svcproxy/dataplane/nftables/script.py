@@ -5,7 +5,7 @@ New connections meet in it what they meet in the tables that the agent programs 
 1.0.6 can parse, and so differs in form:
 
 - A number that is drawn cannot be part of a key, unless the look-up matches TCP alone: nft adds the comparison unasked.
-  The slot is drawn into the packet's mark, with `SLOT_BIT`, so that no mark set by others is one. The rules of
+  The slot is drawn into the packet's mark, with `SLOT_BIT`, so that an unmarked packet has none. The rules of
   postrouting clear the mark; routing and what else comes before it sees it on the first packet of a flow.
 - nft aborts over a rule that adds to a map with a key longer than 16 octets: `aff` knows a client by two hashes of its
   IPv6 address. Clients with the same hashes share a backend.
