@@ -26,10 +26,8 @@ _INSTANCE = "cleanup"
 def run(arguments: argparse.Namespace) -> int:
     """Remove everything, as far as it can be; returns the exit code. Raises `SvcproxyError`."""
     fates: set[Fate] = set()
-    steps = _steps(
-        Path(arguments.run_dir), Path(arguments.state_dir), kube_proxy=arguments.kube_proxy, force=arguments.force
-    )
-    for outcome in steps:
+    directories = Path(arguments.run_dir), Path(arguments.state_dir)
+    for outcome in _steps(*directories, kube_proxy=arguments.kube_proxy, force=arguments.force):
         fates.add(outcome.fate)
         match outcome.fate:
             case Fate.REMOVED:
@@ -47,9 +45,10 @@ def _steps(run_dir: Path, state_dir: Path, *, kube_proxy: bool, force: bool) -> 
     """Everything there is to do, in order."""
     run_directory = RunDirectory(run_dir)
     yield from _dead_instances(run_directory)
-    with _alone(run_directory, force=force):
+    with _alone(run_directory, force=force) as alone:
         yield from _rules(kube_proxy=kube_proxy, force=force)
-        yield from _parameters(state_dir)
+        if alone:
+            yield from _settings(state_dir / sysctls.FILE_NAME)
 
 
 def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
@@ -63,14 +62,14 @@ def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
 
 
 @contextmanager
-def _alone(run_directory: RunDirectory, *, force: bool) -> Iterator[None]:
-    """No agent runs, and none becomes the node's meanwhile. Raises `LockedError` unless `force`."""
+def _alone(run_directory: RunDirectory, *, force: bool) -> Iterator[bool]:
+    """Whether no agent runs, and none becomes the node's meanwhile. If not, raises `LockedError` unless `force`."""
     lock = NodeLock(run_directory.node_lock, _INSTANCE)
     obstacle = _obstacle(run_directory, lock)
     if obstacle and not force:
         raise LockedError(f"{obstacle}; use --force to go on all the same")
     try:
-        yield
+        yield not obstacle
     finally:
         lock.release()
 
@@ -86,20 +85,6 @@ def _obstacle(run_directory: RunDirectory, lock: NodeLock) -> str:
     except OSError as exc:
         return f"cannot see whether an agent runs under {run_directory.path}: {exc.strerror}"
     return ""
-
-
-def _parameters(state_dir: Path) -> Iterator[Outcome]:
-    """What the agent has set of connection tracking."""
-    try:
-        restored = sysctls.restore(state_dir / sysctls.FILE_NAME)
-    except StateError as exc:
-        yield Outcome(Fate.FAILED, "parameters of connection tracking", str(exc))
-        return
-    for each in restored:
-        what = f"{each.name}, which was set to {each.before}"
-        yield (
-            Outcome(Fate.FAILED, what, each.error) if each.error else Outcome(Fate.REMOVED, f"{what}, now {each.after}")
-        )
 
 
 def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
@@ -122,3 +107,20 @@ def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
                 yield Outcome(Fate.FAILED, "rules of kube-proxy", f"it is alive ({alive[0]}): stop it first")
             else:
                 yield from remove_kube_proxy(kernel, found)
+
+
+def _settings(record: Path) -> Iterator[Outcome]:
+    """The kernel parameters that svcproxy has set."""
+    try:
+        found = sysctls.restore(record)
+    except StateError as exc:
+        yield Outcome(Fate.FAILED, "settings of kernel parameters", str(exc))
+        return
+    for each in found:
+        what = f"setting of net.netfilter.{each.name}"
+        if each.error:
+            yield Outcome(Fate.FAILED, what, each.error)
+        elif each.after != each.wanted:
+            yield Outcome(Fate.KEPT, what, f"somebody else has made {each.after} of it since")
+        else:
+            yield Outcome(Fate.REMOVED, what, f"it is {each.after} again")

@@ -43,7 +43,7 @@ class Operator:
         self._node = node
         self._capsys = capsys
         self.run_dir = run_dir
-        self.state_dir = run_dir.parent / "state"
+        self.state_dir = run_dir.with_name("state")
 
     def cleanup(self, *flags: str) -> Said:
         with self._node.entered():
@@ -64,19 +64,6 @@ BOTH: Said = (0, ["removed nftables table ip svcproxy", "removed nftables table 
 def test_on_a_fresh_node_there_is_nothing_to_remove(node: Namespace, operator: Operator) -> None:
     assert operator.cleanup("--kube-proxy") == NOTHING
     assert not operator.run_dir.exists()
-
-
-def test_parameters_that_the_agent_has_set_are_taken_back(node: Namespace, operator: Operator) -> None:
-    operator.state_dir.mkdir()
-    record = operator.state_dir / sysctls.FILE_NAME
-    liberal = sysctls.Wanted("nf_conntrack_tcp_be_liberal", 1)
-    with node.entered(), Kernel() as kernel:
-        assert kernel.commit([*IPV4]) == Committed()  # brings connection tracking along
-        assert [each.error for each in sysctls.apply([liberal], record)] == [""]
-    code, lines, errors = operator.cleanup()
-    assert (code, errors) == (0, [])
-    assert lines[-1] == "removed nf_conntrack_tcp_be_liberal, which was set to 1, now 0"
-    assert operator.cleanup() == NOTHING
 
 
 def test_both_tables_go_with_all_that_is_in_them(node: Namespace, operator: Operator) -> None:
@@ -186,9 +173,38 @@ def test_what_dead_instances_left_goes(node: Namespace, operator: Operator) -> N
     live.close()
 
 
+def test_kernel_parameters_are_taken_back(node: Namespace, operator: Operator) -> None:
+    """Those that nobody else has set since, and not while an instance runs."""
+    operator.state_dir.mkdir()
+    names = ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream")
+    with node.entered():
+        before, _ = (int((sysctls.ROOT / name).read_text()) for name in names)
+        wanted = [sysctls.Wanted(name, 77) for name in names]
+        sysctls.apply(wanted, operator.state_dir / sysctls.FILE_NAME)
+        (sysctls.ROOT / names[1]).write_text("78")
+    instance = RunDirectory(operator.run_dir).open_instance("7-100")
+    assert operator.cleanup("--force") == NOTHING
+    instance.close()
+    assert operator.cleanup() == (
+        0,
+        [f"removed setting of net.netfilter.{names[0]}: it is {before} again"],
+        [f"svcproxy: kept setting of net.netfilter.{names[1]}: somebody else has made 78 of it since"],
+    )
+    assert operator.cleanup() == NOTHING
+
+
+def test_a_damaged_note_of_kernel_parameters_is_named(node: Namespace, operator: Operator) -> None:
+    operator.state_dir.mkdir()
+    (operator.state_dir / sysctls.FILE_NAME).write_text("{")
+    code, removed, (refusal,) = operator.cleanup()
+    assert (code, removed) == (1, [])
+    place = operator.state_dir / sysctls.FILE_NAME
+    assert refusal.startswith(f"svcproxy: not removed: settings of kernel parameters: {place}: ")
+
+
 def test_without_privileges_nothing_is_removed_and_the_reason_given(node: Namespace, tmp_path: Path) -> None:
     node.run("nft", "add table ip svcproxy")
-    command = [sys.executable, "-m", "svcproxy", "cleanup", "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "svcproxy", "cleanup", "--run-dir", str(tmp_path), "--state-dir", str(tmp_path)]
     with node.entered():
         finished = subprocess.run(
             ["setpriv", "--bounding-set", "-all", *command], capture_output=True, text=True, check=False
