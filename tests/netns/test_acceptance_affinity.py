@@ -2,7 +2,6 @@
 """Session affinity by what clients meet. Each client is an address outside; time is the kernel's."""
 
 import asyncio
-import json
 import socket
 import struct
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import pytest
 
 from svcproxy.dataplane.nftables.layout import AFFINITY_CLIENTS_MAX
+from svcproxy.dataplane.nftables.operations import SetName
+from svcproxy.dataplane.nftables.tables import TABLES
+from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.nftables_stage import NftablesStage, nftables
 from tests.netns.objects import NODE_PORT, PORT, load_balancer, service, slice_of
@@ -175,6 +177,5 @@ IP_PKTINFO = 8
 
 def remembered(world: World, at: Addresses) -> int:
     """Clients in the map of affinity."""
-    family = "ip6" if at.family is Family.IPV6 else "ip"
-    listing = json.loads(world.n1.run("nft", "--json", "list", "map", family, "svcproxy", "aff"))
-    return sum(len(entry["map"].get("elem", ())) for entry in listing["nftables"] if "map" in entry)
+    with world.n1.entered(), Kernel() as kernel:
+        return len(kernel.elements(TABLES[at.family], SetName.AFF) or ())
