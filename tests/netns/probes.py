@@ -97,11 +97,10 @@ class _Connection(asyncio.Protocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
         self._source = transport.get_extra_info("peername")[0]
         self._server.sources.append(self._source)
-        self._server.connections.add(transport)
+        self._server.connections.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(self._server.answer(self._source, data))
