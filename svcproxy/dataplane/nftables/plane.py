@@ -120,6 +120,9 @@ class NftablesDataplane:
                     rendered = self._apply(delta)
             else:
                 rendered = await self._in_thread(lambda: self._apply(delta))
+            if delta.node_port_addresses is not None:  # rare, and an address that was left shall be left on return
+                await asyncio.sleep(SHRINK_DELAY)
+                await self._finish()
             if self._shrink:
                 self._surplus.set()
             self._remember_to_forget(rendered.stale_ids)
