@@ -14,8 +14,8 @@ pytestmark = pytest.mark.netns
 CONNECTIONS = 5_000
 AT_ONCE = 16
 RATE = 5_000.0
-CHANGES_MIN = 100
-"""On the slowest machine; thousands elsewhere."""
+CHANGES_MIN = 10
+"""Dozens on a busy machine, hundreds elsewhere."""
 
 
 @pytest.mark.parametrize("family", [pytest.param(each, id=each.label) for each in Family])
