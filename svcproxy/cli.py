@@ -148,6 +148,20 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C, to try things by hand")
 
 
+def _cleanup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kube-proxy", action="store_true", help="also remove the rules that a kube-proxy has left on this node"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="go on while an agent runs here or a kube-proxy answers; either puts its rules back",
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", default=RUN_DIR, help=f"where instances have their sockets (default: {RUN_DIR})"
+    )
+
+
 _RENDER = """\
 Prints a script for `nft -f` (tried with nft 1.0.6) under which new connections meet what they meet under the nftables
 data plane. It is made of what the agent wants to be in force, not read from the kernel: compare with `nft list
@@ -302,6 +316,25 @@ VERBS: tuple[Verb, ...] = (
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
         configured=True,
+    ),
+    Verb(
+        "cleanup",
+        "svcproxy.cleanup:run",
+        "remove from this node what svcproxy has left on it",
+        "Removes svcproxy's nftables tables, of whatever version, and what dead instances left in the run directory,\n"
+        "and prints a line for each. New connections to Services fail from then on until something else serves them;\n"
+        "established ones go on. Needs CAP_NET_ADMIN in the node's network namespace.\n"
+        "\n"
+        "An agent leaves its rules in force when it ends, so that a restart interrupts nothing: this is for nodes\n"
+        "that svcproxy leaves. It refuses while an agent runs; stop that first. With --kube-proxy it removes\n"
+        "kube-proxy's rules as well: its nftables tables and its chains in the tables of iptables, never the\n"
+        "kubelet's. What it has to leave to you it names. Exits with 1 if anything is left that should not be;\n"
+        "doing it twice is harmless.",
+        _cleanup,
+        (
+            "svcproxy cleanup",
+            "svcproxy cleanup --kube-proxy                # when kube-proxy has been removed from the cluster",
+        ),
     ),
     Verb("version", "svcproxy.client.check:version", "print the version", "Prints the version.", _output),
 )

@@ -12,7 +12,7 @@ from svcproxy.dataplane.contract import Dataplane
 from svcproxy.frontends.keys import Backend, BackendSetKey, Scope, ServicePortName
 from svcproxy.frontends.table import BackendSetDelta, FrontendDelta
 from svcproxy.model.meta import Family, Protocol
-from tests.netns.load import Load, LoadProcess, Place, Result
+from tests.netns.load_process import Load, LoadProcess, Place, Result
 from tests.netns.nftables_stage import nftables
 from tests.netns.objects import PORT, service, slice_of
 from tests.netns.places import AT
