@@ -7,10 +7,11 @@ addresses of n1 by way of n1. Each pod has a veth of its own and no neighbours, 
 """
 
 import asyncio
+import errno
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +26,8 @@ PORTS = (8080, 9090)
 """That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
 SOURCE_PORTS = (32768, 61000)
 """Of clients, one after the other: a new flow must not be taken for an old one."""
+SOURCE_PORTS_TRIED = 1000
+"""In a row, for one that is free: after a round through all of them some are in TIME_WAIT."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
 _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 _OUTSIDE = ("x", "y")
@@ -66,7 +69,12 @@ class World:
         unspecified = "::" if at.family is Family.IPV6 else "0.0.0.0"
         source = getattr(at, place) if place in _OUTSIDE else unspecified
         with self.namespace(place).entered():
-            return Flow(protocol, target, (source, source_port or next(self._ports)))
+            if source_port:
+                return Flow(protocol, target, (source, source_port))
+            for port in itertools.islice(self._ports, SOURCE_PORTS_TRIED):
+                with suppress(OSError):
+                    return Flow(protocol, target, (source, port))
+            raise OSError(errno.EADDRINUSE, "no free source port")
 
     async def attempt(
         self, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE
