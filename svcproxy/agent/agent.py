@@ -241,11 +241,7 @@ class Agent:
     def _ground(self) -> Ground:
         config = self._life.config.dataplane
         pod_cidrs = self._pod_cidrs()
-        return Ground(
-            surroundings=Surroundings(
-                pod_cidrs=pod_cidrs, service_cidrs=config.service_cidrs, masquerade_all=config.masquerade_all
-            )
-        )
+        return Ground(surroundings=Surroundings(pod_cidrs=pod_cidrs, masquerade_all=config.masquerade_all))
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
