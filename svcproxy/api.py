@@ -48,6 +48,8 @@ class Source(Answer, frozen=True, rename="camel"):
     resource_version: str
     error: str
     """Why the kind is not being followed right now; empty while it is."""
+    optional: bool = False
+    """Whether everything works without the kind: nobody waits for it, and readiness does not count it."""
 
 
 class RefusedFrontend(Answer, frozen=True, rename="camel"):
@@ -161,6 +163,9 @@ class Status(Answer, frozen=True, rename="camel"):
     """The data plane in use."""
     refused: tuple[RefusedFrontend, ...]
     refused_count: int
+    compromised: tuple[RefusedFrontend, ...]
+    """Frontends in force, but otherwise than asked for."""
+    compromised_count: int
     conflicts: tuple[AddressConflict, ...]
     conflicts_count: int
     problems: tuple[ServiceProblem, ...]
@@ -293,6 +298,21 @@ class TracedEndpoint(Answer, frozen=True, rename="camel"):
     slice: str
 
 
+class KernelView(Answer, frozen=True, rename="camel"):
+    """What the kernel's tables hold for a connection, read when asked."""
+
+    verdict: str
+    """As in Trace."""
+    path: tuple[str, ...]
+    """Look-ups and what they gave."""
+    backends: tuple[str, ...]
+    """At most 256."""
+    agrees: bool
+    """Whether that is what the agent wants there."""
+    difference: str
+    """In what it differs; empty if it agrees."""
+
+
 class Trace(Answer, frozen=True, rename="camel"):
     """`/v1/trace`: what this node does with a new connection, step by step."""
 
@@ -319,6 +339,8 @@ class Trace(Answer, frozen=True, rename="camel"):
     """Selected ones first; at most 100."""
     endpoints_total: int
     affinity_timeout: int | None
+    kernel: KernelView | None = None
+    """null where no data plane in the kernel serves, or it could not be asked."""
 
 
 class Variable(Answer, frozen=True, rename="camel"):

@@ -9,11 +9,11 @@ kube-proxy's meaning and buckets: pkg/proxy/metrics/metrics.go of Kubernetes v1.
 families at once, so one programming is observed under each family that it touched.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -54,6 +54,16 @@ LATENCY_BUCKETS: Final = (
     30.0,
 )
 """Seconds, for stages inside the agent."""
+PROGRAMMING: Final = {
+    "batches": "Transactions that the kernel put in force.",
+    "operations": "Elements and chains in them.",
+    "rejections": "Transactions that the kernel refused.",
+    "settled": "Frontends put right on their own after a refusal.",
+    "foreign_changes": "Changes of our tables by others.",
+    "drift": "Elements and chains that were not as they should be.",
+}
+"""Counters of a data plane in the kernel."""
+CONNECTIONS: Final = "svcproxy_frontend_connections_total"
 
 
 class AgentMetrics:
@@ -205,7 +215,24 @@ class AgentMetrics:
     async def render(self) -> bytes:
         """A scrape in the Prometheus text format 0.0.4."""
         await self.refresh()
-        return generate_latest(self.registry)
+        connections = b"".join([part async for part in self._connections()])
+        return generate_latest(self.registry) + connections
+
+    async def _connections(self) -> AsyncIterator[bytes]:
+        """Written here, in steps: there are as many as frontends."""
+        if self._state.connections is None:
+            return
+        counted = await self._state.connections()
+        yield f"# HELP {CONNECTIONS} New connections to a frontend.\n# TYPE {CONNECTIONS} counter\n".encode()
+        async for some in steps(counted.items()):
+            lines = (
+                f'{CONNECTIONS}{{frontend="{key}",namespace="{name.namespace}",service="{name.service}",'
+                f'port="{name.port}"}} {count}\n'
+                for key, count in some
+                if (frontend := self._state.table.frontends.get(key)) is not None
+                for name in (frontend.service_port,)
+            )
+            yield "".join(lines).encode()
 
 
 class _StateCollector(Collector):
@@ -215,7 +242,7 @@ class _StateCollector(Collector):
         self._metrics = metrics
         self._state = state
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The gauges as of now."""
         state, now = self._state, self._state.clock()
         readiness = state.readiness(now)
@@ -223,6 +250,13 @@ class _StateCollector(Collector):
         yield _one("ready", "Whether this instance serves.", readiness.ready)
         yield _one("stale", "Whether what is served may be out of date.", readiness.stale)
         yield _one("dataplane_refused", "Frontends that the data plane could not put in force.", len(state.refused()))
+        yield _one(
+            "dataplane_compromised",
+            "Frontends in force with another affinity than asked for.",
+            len(state.compromised()),
+        )
+        for name, value in state.programming().items():
+            yield CounterMetricFamily(f"svcproxy_nftables_{name}", PROGRAMMING[name], value=value)
         yield _one("conflicts", "Addresses that several Services claim.", len(state.conflicts()))
         yield _one("invalid_objects", "Objects left out because they are invalid.", len(state.invalid))
         yield _one("config_errors", "Errors of the newest configuration.", len(state.config_errors))
@@ -259,6 +293,8 @@ class _StateCollector(Collector):
             "svcproxy_watch_age_seconds", "Time since the last octet of the kind.", labels=("kind",)
         )
         for source in self._state.sources():
+            if source.optional and not source.synced:
+                continue
             synced.add_metric((source.kind,), source.synced)
             if source.last_contact is not None:
                 age.add_metric((source.kind,), now.monotonic - source.last_contact)

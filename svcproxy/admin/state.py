@@ -6,7 +6,7 @@ event loop. What belongs to sibling packages comes in through small callables, s
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from svcproxy.admin.health import (
     node_eligible,
     readiness,
 )
-from svcproxy.api import Latency, Listener, Readiness, Role
+from svcproxy.api import KernelView, Latency, Listener, Readiness, Role, Trace
 from svcproxy.config import Config
 from svcproxy.frontends.builder import PolicyKind
 from svcproxy.frontends.claims import Conflict
@@ -28,6 +28,7 @@ from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.table import FrontendTable
 from svcproxy.model import NamespacedName, Store
 from svcproxy.model.meta import Family
+from svcproxy.model.meta import Protocol as Transport
 
 INVALID_KEPT = 256
 """Invalid objects remembered; the longest unseen one makes room."""
@@ -67,6 +68,11 @@ class SourceStatus(Protocol):
     @property
     def error(self) -> str:
         """Why the kind is not being followed right now; empty while it is."""
+        ...
+
+    @property
+    def optional(self) -> bool:
+        """Whether everything works without the kind."""
         ...
 
 
@@ -128,6 +134,10 @@ def _no_mapping() -> Mapping[Any, Any]:
     return {}
 
 
+def _no_ruleset() -> Callable[[], str]:
+    return str
+
+
 def _revision_zero() -> int:
     return 0
 
@@ -164,12 +174,22 @@ class AgentState:
     sources: Callable[[], Sequence[SourceStatus]] = _nothing
     dataplane_name: str = "none"
     refused: Callable[[], Mapping[FrontendKey, str]] = _no_mapping
+    compromised: Callable[[], Mapping[FrontendKey, str]] = _no_mapping
+    """Frontends in force otherwise than asked for, and how."""
+    connections: Callable[[], Awaitable[Mapping[FrontendKey, int]]] | None = None
+    """New connections by frontend; None where nobody counts them."""
+    inspect: Callable[[str, Transport, int, Trace], Awaitable[KernelView | None]] | None = None
+    """What the kernel holds for a traced connection to a canonical address; None without a data plane there."""
+    programming: Callable[[], Mapping[str, int]] = _no_mapping
+    """What programming the kernel took, by the names of `svcproxy.admin.metrics.PROGRAMMING`; none elsewhere."""
     conflicts: Callable[[], Mapping[FrontendKey, Conflict]] = _no_mapping
     """As the frontend builder has them; so the next."""
     problems: Callable[[], Mapping[NamespacedName, tuple[str, ...]]] = _no_mapping
     no_local_endpoints: Callable[[], Mapping[tuple[Family, PolicyKind], int]] = _no_mapping
     pod_cidrs: Callable[[], Sequence[str]] = _nothing
     """Sources that are pods, as the data plane takes them."""
+    ruleset: Callable[[], Callable[[], str]] = _no_ruleset
+    """Takes a copy of what the nftables script is made of; what it returns makes the script of it, in any thread."""
     revision: Callable[[], int] = _revision_zero
     """The feed's newest."""
     subscribers: Callable[[], Sequence[Subscriber]] = _nothing
@@ -192,6 +212,7 @@ class AgentState:
                 source.error,
             )
             for source in self.sources()
+            if not source.optional
         ]
         return readiness(Progress(self.holds_node, self.programmed, self.snapshot, kinds, self.silence_timeout))
 

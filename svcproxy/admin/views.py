@@ -26,6 +26,7 @@ ENDPOINTS_SHOWN = 1000
 def status(state: AgentState, now: Instant, counts: api.Counts) -> api.Status:
     """The whole status. `counts` is taken beforehand, in steps."""
     refused = state.refused()
+    compromised = state.compromised()
     conflicts = state.conflicts()
     problems = state.problems()
     return api.Status(
@@ -41,6 +42,8 @@ def status(state: AgentState, now: Instant, counts: api.Counts) -> api.Status:
         dataplane=state.dataplane_name,
         refused=tuple(_refused(state, refused.items())),
         refused_count=len(refused),
+        compromised=tuple(_refused(state, compromised.items())),
+        compromised_count=len(compromised),
         conflicts=tuple(map(_conflict, islice(conflicts.values(), LISTED_MAX))),
         conflicts_count=len(conflicts),
         problems=tuple(
@@ -64,7 +67,9 @@ def status(state: AgentState, now: Instant, counts: api.Counts) -> api.Status:
 def _sources(state: AgentState, now: Instant) -> Iterator[api.Source]:
     for source in state.sources():
         age = None if source.last_contact is None else now.monotonic - source.last_contact
-        yield api.Source(source.kind, source.synced, source.server, age, source.resource_version, source.error)
+        yield api.Source(
+            source.kind, source.synced, source.server, age, source.resource_version, source.error, source.optional
+        )
 
 
 def _refused(state: AgentState, refused: Iterable[tuple[FrontendKey, str]]) -> Iterator[api.RefusedFrontend]:

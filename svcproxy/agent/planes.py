@@ -2,10 +2,14 @@
 """The data planes as one turn as the node's uses them: opened, kept running, handed over, stopped."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from socket import socket
 from typing import Protocol
 
+from svcproxy import api
+from svcproxy.admin.state import AgentState
+from svcproxy.agent.kernel_view import kernel_view
 from svcproxy.config import Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
@@ -13,6 +17,10 @@ from svcproxy.dataplane.none import NoDataplane
 from svcproxy.dataplane.userspace.plane import UserspaceDataplane
 from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.decision import SourceKind
+from svcproxy.frontends.keys import FrontendKey
+from svcproxy.model.meta import Protocol as Transport
+
+log = logging.getLogger(__name__)
 
 RELEASED_MAX = 86400.0
 """Seconds that connections established before a successor took over may go on in this process."""
@@ -24,6 +32,14 @@ class Plane(Protocol):
     @property
     def dataplane(self) -> Dataplane:
         """Itself."""
+        ...
+
+    def show(self, state: AgentState) -> None:
+        """Tell the state what there is to see."""
+        ...
+
+    def set_ground(self, ground: Ground) -> None:
+        """What a data plane in the kernel stands on is another one."""
         ...
 
     async def run(self, damaged: Callable[[str], None]) -> None:
@@ -57,6 +73,12 @@ class NoPlane:
     def __init__(self) -> None:
         self.dataplane = NoDataplane()
 
+    def show(self, state: AgentState) -> None:
+        """Nothing is counted."""
+
+    def set_ground(self, ground: Ground) -> None:
+        """It stands on none."""
+
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Nothing goes on."""
 
@@ -82,6 +104,16 @@ class UserspacePlane:
 
     def __init__(self, dataplane: UserspaceDataplane) -> None:
         self.dataplane = dataplane
+
+    def show(self, state: AgentState) -> None:
+        """Its own counts."""
+        state.connections = self._connections
+
+    async def _connections(self) -> Mapping[FrontendKey, int]:
+        return {key: counters.flows for key, counters in self.dataplane.counters.items()}
+
+    def set_ground(self, ground: Ground) -> None:
+        """It stands on none."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Its tasks are its own, and nobody else can change it."""
@@ -115,6 +147,37 @@ class NftablesPlane:
 
     def __init__(self, dataplane: NftablesDataplane) -> None:
         self.dataplane = dataplane
+
+    def show(self, state: AgentState) -> None:
+        """What the kernel counts, and what programming it took."""
+        state.connections = self.dataplane.connections
+        state.compromised = lambda: self.dataplane.compromised
+        state.programming = self._programming
+        state.inspect = self._inspect
+
+    async def _inspect(self, ip: str, protocol: Transport, port: int, wanted: api.Trace) -> api.KernelView | None:
+        near = wanted.source_kind != SourceKind.OTHER
+        try:
+            seen = await self.dataplane.inspect(ip, protocol, port, wanted.source, near=near)
+        except DataplaneLost as exc:
+            log.warning("the kernel cannot be asked", extra={"cause": exc.cause})
+            return None
+        return kernel_view(wanted, seen)
+
+    def _programming(self) -> Mapping[str, int]:
+        totals = self.dataplane.totals
+        return {
+            "batches": totals.batches,
+            "operations": totals.operations,
+            "rejections": totals.rejections,
+            "settled": totals.settled,
+            "foreign_changes": self.dataplane.foreign_changes,
+            "drift": self.dataplane.drifted,
+        }
+
+    def set_ground(self, ground: Ground) -> None:
+        """Another rule set, with the next resync."""
+        self.dataplane.set_ground(ground.surroundings, ground.hairpin_cidrs)
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Clean up after changes, and hear of those by others."""

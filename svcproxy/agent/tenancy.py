@@ -12,7 +12,6 @@ from svcproxy.admin.server import AdminServer
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.config import Config
-from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.frontends.decision import SourceKind
 
@@ -29,7 +28,7 @@ class Parts:
     ground: Callable[[], Ground]
     group: asyncio.TaskGroup
     """Owns the tasks of every turn."""
-    dataplane_chosen: Callable[[Dataplane], None]
+    plane_chosen: Callable[[Plane], None]
     earlier: set[asyncio.Task[None]] = field(default_factory=set)
     """Data planes of earlier turns, each with connections that go on."""
 
@@ -53,7 +52,7 @@ class AgentTenant:
         """Put everything known in force; returns when it is."""
         parts, config = self._parts, self._parts.config()
         self._plane = plane = await open_plane(config, parts.ground, parts.source_kind, inherited)
-        parts.dataplane_chosen(plane.dataplane)
+        parts.plane_chosen(plane)
         await parts.pipeline.program_all(plane.dataplane)
         parts.checks.replace(parts.pipeline.frontends.table)
         self._spawn(
@@ -63,6 +62,11 @@ class AgentTenant:
         self._spawn(plane.run(parts.pipeline.resync_soon), "data plane upkeep")
         self._spawn(parts.admin.serve_node(), "listeners of the node")
         self._spawn(parts.checks.run(), "health-check node ports")
+
+    def ground_changed(self) -> None:
+        """What the data plane stands on has changed."""
+        if self._plane is not None:
+            self._plane.set_ground(self._parts.ground())
 
     def sockets(self) -> Mapping[str, socket]:
         """What the successor's data plane goes on with."""

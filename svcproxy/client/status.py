@@ -141,6 +141,11 @@ def _tables(status: api.Status) -> Iterator[Table]:
         _title("Refused frontends", len(status.refused), status.refused_count),
     )
     yield Table(
+        ("FRONTEND", "SERVICE", "HOW IT IS SERVED"),
+        [(each.frontend, each.service or "-", each.reason) for each in status.compromised],
+        _title("Frontends served otherwise than asked for", len(status.compromised), status.compromised_count),
+    )
+    yield Table(
         ("ADDRESS", "SERVED FOR", "ALSO CLAIMED BY"),
         [(each.frontend, each.winner, ", ".join(each.losers)) for each in status.conflicts],
         _title("Address conflicts", len(status.conflicts), status.conflicts_count),

@@ -10,7 +10,7 @@ from svcproxy.client.console import Console, Table, console
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explain, step by step, what becomes of a new connection. 1 if it would not reach a backend."""
+    """Explain, step by step, what becomes of a new connection. 1 if it would not reach a backend, or not as wanted."""
     instance = find_instance(Path(arguments.run_dir), arguments.instance)
     question = {"address": arguments.address} | ({"from": arguments.source} if arguments.source else {})
     answer = StatusClient(instance.admin_socket).get("/v1/trace", api.Trace, question)
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         out.json(answer)
     else:
         show(answer, out)
-    return 0 if answer.verdict == "forward" else 1
+    return 0 if answer.verdict == "forward" and (answer.kernel is None or answer.kernel.agrees) else 1
 
 
 def show(answer: api.Trace, out: Console) -> None:
@@ -27,6 +27,11 @@ def show(answer: api.Trace, out: Console) -> None:
     out.line(f"{answer.destination} from {answer.source or 'outside'}")
     for number, step in enumerate(answer.steps, start=1):
         out.line(f"{number:3}. {step.text}")
+    if answer.kernel is not None:
+        out.line(f"     the kernel: {'; '.join(answer.kernel.path)}")
+        out.line(
+            "     the kernel agrees" if answer.kernel.agrees else f"     THE KERNEL DIFFERS: {answer.kernel.difference}"
+        )
     if answer.endpoints:
         rows = [
             (each.backend, "yes" if each.selected else "no", each.reason, each.node or "-", each.slice)

@@ -6,16 +6,19 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from svcproxy import api
 from svcproxy.admin.health import Instant
-from svcproxy.admin.metrics import AgentMetrics
+from svcproxy.admin.metrics import PROGRAMMING, AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.config import Config
+from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.keys import Address, FrontendKey
 from svcproxy.frontends.node import NodeView
@@ -25,6 +28,7 @@ from svcproxy.model.meta import Protocol
 
 NODE = "n1"
 STARTED = Instant(1000.0, 1_700_000_000.0)
+SURROUNDINGS = Surroundings(pod_cidrs=("10.244.0.0/16",), service_cidrs=("10.96.0.0/12",))
 NOW = Instant(1065.5, 1_700_000_065.5)
 
 _OBJECTS: tuple[tuple[type[Object], str], ...] = (
@@ -81,6 +85,7 @@ class FakeSource:
     last_contact: float | None = NOW.monotonic - 3
     resource_version: str = "42"
     error: str = ""
+    optional: bool = False
 
 
 def example_state(config: Config | None = None) -> AgentState:
@@ -91,6 +96,16 @@ def example_state(config: Config | None = None) -> AgentState:
     for kind, text in _OBJECTS:
         builder.update(store.apply(Changes(kind, (msgspec.json.decode(text, type=kind),))))
     refused: dict[FrontendKey, str] = {Address("198.51.100.7", Protocol.TCP, 443): "the address is not this node's"}
+    web = Address("10.96.0.10", Protocol.TCP, 80)
+
+    async def connections() -> dict[FrontendKey, int]:
+        return {web: 7}
+
+    async def inspect(ip: str, protocol: Protocol, port: int, wanted: api.Trace) -> api.KernelView:
+        if (ip, protocol, port) == (web.ip, web.protocol, web.port):
+            return api.KernelView("forward", ("class: goto a2-600", "a2-600: 2 backends"), wanted.backends, True, "")
+        return api.KernelView(wanted.verdict, ("class: nothing",), (), True, "")
+
     state = AgentState(
         config=config or Config(node_name=NODE),
         clock=lambda: NOW,
@@ -108,10 +123,15 @@ def example_state(config: Config | None = None) -> AgentState:
         sources=lambda: [FakeSource("Service"), FakeSource("EndpointSlice"), FakeSource("Node")],
         dataplane_name="userspace",
         refused=lambda: refused,
+        compromised=lambda: {web: "affinity for 300 s: there are 16 other time-outs"},
+        connections=connections,
+        inspect=inspect,
+        programming=lambda: dict.fromkeys(PROGRAMMING, 3),
         conflicts=lambda: builder.conflicts,
         problems=lambda: builder.problems,
         no_local_endpoints=lambda: builder.no_local_endpoints,
         pod_cidrs=lambda: ["10.244.0.0/16"],
+        ruleset=lambda: partial(script, builder.table.copy(), SURROUNDINGS),
         revision=lambda: 17,
         subscribers=lambda: [Subscriber("dns-0", 15, NOW.monotonic - 1)],
         latencies=lambda: [api.Latency("frontends", 12, 0.0004, 0.002, 0.0005)],

@@ -43,15 +43,15 @@ async def compare(worlds: Worlds, attempt: Try, rng: Random) -> tuple[Outcomes, 
             now = [
                 group.create_task(side.meet(attempt, rng, times, patience), name=side.name) for side in worlds.sides
             ]
-        found = [_merged(old, new.result()) for old, new in zip(found, now, strict=True)]
+        found = [new.result() | _lasting(attempt, old) for old, new in zip(found, now, strict=True)]
         if alike(attempt, *found):
             break
     return found[0], found[1]
 
 
-def _merged(old: Outcomes, new: Outcomes) -> Outcomes:
-    """All that was met; silence and failures only if they were met again."""
-    return new | {each for each in old if not isinstance(each, Timeout | Failed)}
+def _lasting(attempt: Try, outcomes: Outcomes) -> Outcomes:
+    """What counts although it is not met again: a backend or a refusal, except to a client that has one of its own."""
+    return frozenset(each for each in outcomes if not (attempt.sticky or isinstance(each, Timeout | Failed)))
 
 
 def described(cluster: RandomCluster, difference: Difference, round_: int, sides: tuple[Side, ...]) -> str:

@@ -6,6 +6,7 @@ The names of IPv4 addresses are those of `tests.frontends.world`.
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from svcproxy.model.meta import Family
 
@@ -42,12 +43,18 @@ class Addresses:
     services: str
     outside: str
     """Where X is, Y is not."""
+    crowd: str
+    """All of it are addresses outside that clients can have."""
     nodes: str
 
     @property
     def prefix_length(self) -> int:
         """Of one address."""
         return 32 if self.family is Family.IPV4 else 128
+
+    def client(self, number: int) -> str:
+        """One of the crowd, from 1 on."""
+        return str(ip_network(self.crowd)[number])
 
     @property
     def of_pods(self) -> dict[str, str]:
@@ -79,6 +86,7 @@ IPV4 = Addresses(
     pods_n2="10.244.2.0/24",
     services="10.96.0.0/16",
     outside="203.0.113.0/24",
+    crowd="100.64.0.0/14",
     nodes="192.0.2.0/24",
 )
 IPV6 = Addresses(
@@ -105,6 +113,7 @@ IPV6 = Addresses(
     pods_n2="fd00:244:2::/48",
     services="fd00:96::/112",
     outside="fd00:203::/64",
+    crowd="fd00:100::/64",
     nodes="fd00:192::/64",
 )
 AT = {each.family: each for each in (IPV4, IPV6)}

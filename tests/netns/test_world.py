@@ -7,7 +7,7 @@ import pytest
 
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.places import AT, Addresses
-from tests.netns.probes import REFUSED, SILENCE, TIMEOUT, Failed, Outcome, Served
+from tests.netns.probes import PATIENCE, REFUSED, SILENCE, TIMEOUT, Failed, Outcome, Served
 from tests.netns.world import PODS, PORTS, TRANSPORTS, World, server_name
 
 pytestmark = pytest.mark.netns
@@ -99,8 +99,8 @@ async def test_clients_meet_what_rules_say(
         by, source = expected
         expected = Served(by, getattr(at, source))
     async with world.serving():
-        patience = {"patience": SILENCE} if expected == TIMEOUT else {}
-        assert await world.attempt(place, protocol, (getattr(at, target), port), **patience) == expected
+        patience = SILENCE if expected == TIMEOUT else PATIENCE
+        assert await world.attempt(place, protocol, (getattr(at, target), port), patience) == expected
         assert world.syn_retransmits() == (expected == TIMEOUT and protocol is Protocol.TCP)
 
 

@@ -9,7 +9,9 @@ addresses of n1 by way of n1. Each pod has a veth of its own and no neighbours, 
 import asyncio
 import errno
 import itertools
+import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,10 @@ PODS = {"p1": "n1", "a1": "n1", "a2": "n1", "b1": "n2", "b2": "n2"}
 """The node of each."""
 PORTS = (8080, 9090)
 """That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
+AT_ONCE = 200
+"""Flows of `attempts` open at the same time."""
+LINK_LOOKS_MAX = 2000
+"""At 5 ms and more."""
 SOURCE_PORTS = (32768, 61000)
 """Of clients, one after the other: a new flow must not be taken for an old one."""
 SOURCE_PORTS_TRIED = 1000
@@ -63,31 +69,34 @@ class World:
             return self.outside
         return self.pods.get(place) or self._nodes[place.replace("h", "n")]
 
-    def flow(self, place: str, protocol: Protocol, target: tuple[str, int], *, source_port: int = 0) -> Flow:
+    def flow(self, place: str, protocol: Protocol, target: tuple[str, int], source: str = "", port: int = 0) -> Flow:
         """A flow of its own, which asks for nothing yet, from a port that none came from before."""
         at = AT[Family.IPV6 if ":" in target[0] else Family.IPV4]
-        unspecified = "::" if at.family is Family.IPV6 else "0.0.0.0"
-        source = getattr(at, place) if place in _OUTSIDE else unspecified
+        own = getattr(at, place) if place in _OUTSIDE else "::" if at.family is Family.IPV6 else "0.0.0.0"
         with self.namespace(place).entered():
-            if source_port:
-                return Flow(protocol, target, (source, source_port))
-            for port in itertools.islice(self._ports, SOURCE_PORTS_TRIED):
+            if port:
+                return Flow(protocol, target, (source or own, port))
+            for free in itertools.islice(self._ports, SOURCE_PORTS_TRIED):
                 with suppress(OSError):
-                    return Flow(protocol, target, (source, port))
+                    return Flow(protocol, target, (source or own, free))
             raise OSError(errno.EADDRINUSE, "no free source port")
 
     async def attempt(
-        self, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE
+        self, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE, source: str = ""
     ) -> Outcome:
         """What one new flow from a place meets."""
-        with self.flow(place, protocol, target) as flow:
+        with self.flow(place, protocol, target, source) as flow:
             return await flow.ask(patience)
 
     async def attempts(
         self, times: int, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE
     ) -> list[Outcome]:
-        """What so many new flows meet, all at once."""
-        return await asyncio.gather(*(self.attempt(place, protocol, target, patience) for _ in range(times)))
+        """What so many new flows meet, many at once."""
+        met: list[Outcome] = []
+        for first in range(0, times, AT_ONCE):
+            together = min(AT_ONCE, times - first)
+            met += await asyncio.gather(*(self.attempt(place, protocol, target, patience) for _ in range(together)))
+        return met
 
     def server(self, place: str, name: str, protocol: Protocol, ip: str, port: int) -> Server:
         """A bound server that nobody runs yet."""
@@ -130,18 +139,24 @@ class World:
     def syn_retransmits(self) -> int:
         """SYNs that clients had to send again, wherever they are."""
         total = 0
-        for namespace in (self.n1, self.n2, self.outside, *self.pods.values()):
+        for namespace in self._namespaces:
             with namespace.entered():
                 lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
             names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
             total += int(values[names.index("TCPSynRetrans")])
         return total
 
+    @property
+    def _namespaces(self) -> tuple[Namespace, ...]:
+        return self.n1, self.n2, self.outside, *self.pods.values()
+
     # How it is connected
 
     def _connect(self) -> None:
         for router in (self.n1, self.n2, self.outside):
             router.forward()
+        with self.outside.entered():
+            Path("/proc/sys/net/ipv6/ip_nonlocal_bind").write_text("1")  # or the crowd could not be bound to
         self._batch(self.outside, ["link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"])
         for name, node in self._nodes.items():
             self._veth(node, "eth0", self.outside, name)
@@ -152,6 +167,8 @@ class World:
             self._batch(node, self._node(name))
         for pod in PODS:
             self._batch(self.pods[pod], self._pod(pod))
+        for namespace in self._namespaces:
+            _wait_for_links(namespace)
 
     def _veth(self, here: Namespace, name: str, there: Namespace, peer: str) -> None:
         target = f"/proc/{os.getpid()}/fd/{there.fd}"
@@ -166,6 +183,7 @@ class World:
             yield f"addr add {at.gateway}/{_length(at.nodes)} dev br0 {_nodad(at)}"
             for network in (at.services, at.second, at.vip, at.external_ip, at.pods_n1):
                 yield f"route add {network} via {at.n1}"
+            yield f"route add local {at.crowd} dev lo"
             yield f"route add {at.pods_n2} via {at.n2}"
 
     def _node(self, node: str) -> Iterable[str]:
@@ -198,6 +216,16 @@ class World:
 
     def _batch(self, namespace: Namespace, commands: Iterable[str]) -> None:
         namespace.run("ip", "-batch", "-", text="\n".join(commands) + "\n")
+
+
+def _wait_for_links(namespace: Namespace) -> None:
+    """The kernel makes links ready some time after they are up; until then they lose what is sent."""
+    for _ in range(LINK_LOOKS_MAX):
+        links = json.loads(namespace.run("ip", "-json", "link", "show", "up"))
+        if all(link["qdisc"] != "noop" for link in links):
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"links not ready: {links}")
 
 
 def _length(cidr: str) -> str:

@@ -22,6 +22,7 @@ from svcproxy.dataplane.nftables.adoption import adopt
 from svcproxy.dataplane.nftables.answers import Elements, ObjectState, TableState
 from svcproxy.dataplane.nftables.changes import SHRINK_DELAY, Changes, Totals
 from svcproxy.dataplane.nftables.counts import COUNTED, Counts
+from svcproxy.dataplane.nftables.inspection import Seen, inspect
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
 from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontend_of
@@ -32,7 +33,7 @@ from svcproxy.dataplane.nftables.transaction import Kernel, Watch
 from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.keys import FrontendKey, Scope
 from svcproxy.frontends.table import BackendSetDelta, FrontendDelta, FrontendTable, diff
-from svcproxy.model.meta import Family
+from svcproxy.model.meta import Family, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,11 @@ class NftablesDataplane:
         self._damaged.clear()
         return self._unsure or "repaired meanwhile"
 
+    async def inspect(self, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
+        """What the kernel would do with a new connection: see `inspection.inspect`."""
+        async with self._reading:
+            return await asyncio.to_thread(inspect, self._reader, ip, protocol, port, source, near=near)
+
     def lend(self) -> None:
         """Let a successor have the tables, which stay in force; nothing is changed until `take_back`.
 
@@ -203,13 +209,12 @@ class NftablesDataplane:
             self._lent = False
             self._damaged.set()
 
-    async def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
+    def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
         """Have other rules from the next `resync` on, which reads and compares everything."""
-        async with self._lock:
-            ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
-            if ground != self._ground:
-                self._ground = ground
-                self._doubt("the surroundings changed")
+        ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
+        if ground != self._ground:
+            self._ground = ground
+            self._doubt("node or cluster are not what the rules say")
 
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""

@@ -296,7 +296,7 @@ class RandomCluster:
         for family in Family if rng.random() < 0.2 else families_of(service):
             endpoints = list(ENDPOINTS)
             rng.shuffle(endpoints)
-            count = rng.choice([1, 1, 2, 3])
+            count = rng.choice([1, 1, 1, 2, 3])
             for number in range(count):
                 chosen = [self._endpoint(each, family, hints) for each in self._some(endpoints[number::count])]
                 self._add_slice(service, family.label, number, chosen)
@@ -332,7 +332,7 @@ class RandomCluster:
         return ports
 
     def _some(self, pool: list[str]) -> list[str]:
-        return self._rng.sample(pool, min(len(pool), self._rng.choice([0, 1, 1, 2, 2, 3])))
+        return self._rng.sample(pool, min(len(pool), self._rng.choice([0, 1, 1, 2, 2, 3, 4])))
 
     def _endpoint(self, place: str, family: Family, hints: str) -> Object:
         rng = self._rng

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from svcproxy.model.meta import Family
-from tests.e2e.differential.cluster import PROXY_NAME, Object
+from tests.e2e.differential.cluster import ENDPOINTS, PROXY_NAME, Object
 from tests.e2e.differential.tries import Try
 from tests.netns.probes import TIMEOUT, Outcome, Served
 
@@ -42,7 +42,19 @@ def _of_another_proxy(difference: Difference) -> bool:
     )
 
 
+def _reaches_itself_from_another_node(difference: Difference) -> bool:
+    place = difference.attempt.place
+    itself = {each for each in difference.svcproxy if isinstance(each, Served) and each.by.partition(":")[0] == place}
+    return (
+        ENDPOINTS.get(place) == "n2"
+        and bool(itself)
+        and difference.kube_proxy - {TIMEOUT} == difference.svcproxy - itself
+        and TIMEOUT in difference.kube_proxy
+    )
+
+
 REASONS: Final = (
+    Reason("kube-proxy leaves the source of who reaches itself by way of another node", _reaches_itself_from_another_node),
     Reason("kube-proxy drops what is for the ClusterIP of a Service that it leaves to another proxy", _of_another_proxy),
 )
 

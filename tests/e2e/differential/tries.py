@@ -25,6 +25,9 @@ PLACES = ("p1", "a1", "h1", "b1", "h2", "x", "y", CROWD)
 FOR_EACH = 6
 """Flows for each endpoint that may answer, to begin with."""
 WRONG_PORT = 7777
+FRONTENDS = ("ClusterIP", "NodePort", "ingress VIP", "externalIP")
+SERVED_SHARE = 0.75
+"""Of the tries, those to `FRONTENDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,15 @@ class Try:
 
 
 def sample(cluster: RandomCluster, rng: Random, count: int) -> list[Try]:
-    """At most so many tries, every Service and frontend alike."""
-    everything = [list(_of_slot(cluster, slot, service)) for slot, service in cluster.slots]
+    """At most so many tries, the same number of each slot: mostly of frontends, and of what is none for the rest."""
     chosen: list[Try] = []
-    for tries in everything:
-        chosen += rng.sample(tries, min(len(tries), count // len(everything)))
+    slots = list(cluster.slots)
+    for slot, service in slots:
+        tries = list(_of_slot(cluster, slot, service))
+        wanted = count // len(slots)
+        for kind, share in ((True, SERVED_SHARE), (False, 1 - SERVED_SHARE)):
+            pool = [each for each in tries if (each.frontend in FRONTENDS) is kind]
+            chosen += rng.sample(pool, min(len(pool), round(share * wanted)))
     return chosen
 
 

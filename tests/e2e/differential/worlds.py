@@ -25,7 +25,7 @@ from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, Object, 
 from tests.e2e.differential.tries import CROWD, Try
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
-from tests.netns.probes import Flow, Outcome, Served, Server
+from tests.netns.probes import Outcome, Served, Server
 from tests.netns.world import PORTS, TRANSPORTS, World, server_name
 
 API_ADDRESS: Final = "172.31.0.1"
@@ -33,9 +33,9 @@ CONVERGENCE: Final = 60.0
 """Seconds that either side may take for a batch of changes; both take far less."""
 AT_ONCE: Final = 400
 """Flows at a time in each world."""
+CROWD_SIZE: Final = 250
 LEAK_PORT: Final = 7
 LEAKING: Final = {Family.IPV4: ("10.96.0.0/16", "198.51.100.0/24"), Family.IPV6: ("fd00:96::/112", "fd00:51::/64")}
-_CROWDS: Final = {Family.IPV4: "203.0.113.{}", Family.IPV6: "fd00:203::1:{}"}
 _MARKER_IPS: Final = {Family.IPV4: "10.96.0.40", Family.IPV6: "fd00:96::40"}
 _MARKER_TRIES: Final = 12
 _NODE: Final = "/api/v1/nodes/n1"
@@ -68,15 +68,12 @@ class Side:
 
     async def _one(self, attempt: Try, rng: Random, patience: float) -> Outcome:
         async with self.slots:
-            if attempt.place != CROWD:
-                return await self.world.attempt(attempt.place, attempt.protocol, attempt.target, patience)
-            family = Family.IPV6 if ":" in attempt.target[0] else Family.IPV4
-            source = _CROWDS[family].format(rng.randint(10, 250))
-            with self.world.outside.entered():
-                flow = Flow(attempt.protocol, attempt.target, (source, 0))
-            with flow:
-                outcome = await flow.ask(patience)
-            seen = isinstance(outcome, Served) and outcome.source == source
+            place, source = attempt.place, ""
+            if place == CROWD:
+                at = AT[Family.IPV6 if ":" in attempt.target[0] else Family.IPV4]
+                place, source = "x", at.client(rng.randint(1, CROWD_SIZE))
+            outcome = await self.world.attempt(place, attempt.protocol, attempt.target, patience, source)
+            seen = source and isinstance(outcome, Served) and outcome.source == source
             return replace(outcome, source=CROWD) if seen else outcome
 
 
@@ -241,8 +238,6 @@ def _prepare(world: World) -> None:
             Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("0")
             for name in ("udp_timeout", "udp_timeout_stream"):  # source ports come again
                 Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text("2")
-    with world.outside.entered():  # the crowd's addresses are nobody's own
-        Path("/proc/sys/net/ipv6/ip_nonlocal_bind").write_text("1")
     rules = []
     for family, at in AT.items():
         ip = "ip" if family is Family.IPV4 else "ip6"
@@ -250,8 +245,6 @@ def _prepare(world: World) -> None:
             world.outside.ip("route", "replace", network, "via", at.n1)
             world.n2.ip("route", "add", network, "via", at.n1, "src", at.n2)
         world.n2.ip("route", "add", at.second, "via", at.n1, "src", at.n2)
-        crowd = _CROWDS[family].format(0) + ("/24" if family is Family.IPV4 else "/112")
-        world.outside.ip("route", "add", "local", crowd, "dev", "lo")
         rules.append(
             f"table {ip} leaks {{ chain prerouting {{ type nat hook prerouting priority -100\n"
             f"iif br0 {ip} daddr {{ {', '.join(LEAKING[family])} }} meta l4proto {{ tcp, udp }} redirect to :{LEAK_PORT}\n"
@@ -296,7 +289,6 @@ def _svcproxy(directory: Path, plane: ControlPlane) -> list[str]:
             "mode": "nftables",
             "detect_local_mode": "ClusterCIDR",
             "cluster_cidrs": [at.pods for at in AT.values()],
-            "service_cidrs": [networks[0] for networks in LEAKING.values()],
         },
         "admin": {"health_listen": None, "metrics_listen": None},
     }
