@@ -29,8 +29,8 @@ _UNIQUE_PORTS: Final = 8000
 
 ENDPOINTS: Final = {**PODS, "h1": "n1", "h2": "n2", "y": None}
 """The node of each."""
-_CONDITIONS: Final = (
-    (10, {"ready": True, "serving": True, "terminating": False}),
+_CONDITIONS: Final[tuple[tuple[int, dict[str, bool]], ...]] = (
+    (14, {"ready": True, "serving": True, "terminating": False}),
     (2, {}),
     (3, {"ready": False, "serving": True, "terminating": True}),
     (1, {"ready": False, "serving": False, "terminating": True}),
@@ -332,7 +332,7 @@ class RandomCluster:
         return ports
 
     def _some(self, pool: list[str]) -> list[str]:
-        return self._rng.sample(pool, min(len(pool), self._rng.choice([0, 1, 1, 2, 2, 3, 4])))
+        return self._rng.sample(pool, min(len(pool), self._rng.choice([0, 1, 2, 2, 3, 4])))
 
     def _endpoint(self, place: str, family: Family, hints: str) -> Object:
         rng = self._rng
@@ -362,4 +362,4 @@ def _alive(endpoint: Object) -> bool:
 def balanced(service: Object) -> bool:
     """Whether it has ClusterIPs."""
     spec = service["spec"]
-    return spec["type"] != "ExternalName" and spec["clusterIPs"] != ["None"]
+    return bool(spec["type"] != "ExternalName" and spec["clusterIPs"] != ["None"])

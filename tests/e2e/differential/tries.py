@@ -22,6 +22,8 @@ from tests.netns.world import TRANSPORTS
 CROWD = "crowd"
 """Clients outside in X's network, another one each time."""
 PLACES = ("p1", "a1", "h1", "b1", "h2", "x", "y", CROWD)
+LEAK = "leak"
+"""Who answers what nobody should let out."""
 FOR_EACH = 6
 """Flows for each endpoint that may answer, to begin with."""
 WRONG_PORT = 7777
@@ -84,7 +86,7 @@ def _of_slot(cluster: RandomCluster, slot: int, service: Object | None) -> Itera
                     target,
                     frontend,
                     name,
-                    times=max(2, FOR_EACH * len(endpoints)),
+                    times=max(2, FOR_EACH * len(endpoints)) if frontend in FRONTENDS else 2,
                     sticky=service["spec"].get("sessionAffinity") == "ClientIP" and place != CROWD,
                 )
 

@@ -22,7 +22,7 @@ from svcproxy.model.meta import Family, Protocol
 from svcproxy.testing import binaries
 from svcproxy.testing.control_plane import ControlPlane, Process
 from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, Object, RandomCluster, address
-from tests.e2e.differential.tries import CROWD, Try
+from tests.e2e.differential.tries import CROWD, LEAK, Try
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
 from tests.netns.probes import Outcome, Served, Server
@@ -36,6 +36,18 @@ AT_ONCE: Final = 400
 CROWD_SIZE: Final = 250
 LEAK_PORT: Final = 7
 LEAKING: Final = {Family.IPV4: ("10.96.0.0/16", "198.51.100.0/24"), Family.IPV6: ("fd00:96::/112", "fd00:51::/64")}
+LEAKS: Final = f"""
+table {{ip}} leaks {{{{
+  chain filter {{{{
+    type filter hook prerouting priority -110
+    iif br0 {{ip}} saddr {{{{ {{clients}} }}}} {{ip}} daddr {{{{ {{networks}} }}}} drop
+  }}}}
+  chain nat {{{{
+    type nat hook prerouting priority -100
+    iif br0 {{ip}} daddr {{{{ {{networks}} }}}} meta l4proto {{{{ tcp, udp }}}} redirect to :{LEAK_PORT}
+  }}}}
+}}}}
+"""
 _MARKER_IPS: Final = {Family.IPV4: "10.96.0.40", Family.IPV6: "fd00:96::40"}
 _MARKER_TRIES: Final = 12
 _NODE: Final = "/api/v1/nodes/n1"
@@ -73,8 +85,9 @@ class Side:
                 at = AT[Family.IPV6 if ":" in attempt.target[0] else Family.IPV4]
                 place, source = "x", at.client(rng.randint(1, CROWD_SIZE))
             outcome = await self.world.attempt(place, attempt.protocol, attempt.target, patience, source)
-            seen = source and isinstance(outcome, Served) and outcome.source == source
-            return replace(outcome, source=CROWD) if seen else outcome
+            if source and isinstance(outcome, Served) and outcome.source == source:
+                return replace(outcome, source=CROWD)
+            return outcome
 
 
 class Worlds:
@@ -135,7 +148,9 @@ class Worlds:
             target = ip, 1000 + self._round
             source = AT[family].p1
             wanted = frozenset(Served(by, source) for by in expected)
-            while (met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))) != wanted:
+            while (
+                met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))
+            ) != wanted:
                 side.check()
                 assert time.monotonic() < deadline, f"{side.name} does not follow: {met} in place of {wanted}"
                 await asyncio.sleep(0.05)
@@ -185,7 +200,9 @@ async def two_worlds(directory: Path) -> AsyncIterator[Worlds]:
     """Everything runs and serves, without objects."""
     with ExitStack() as stack:
         control = stack.enter_context(Namespace())
-        control.run("ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n")
+        control.run(
+            "ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n"
+        )
         worlds = [stack.enter_context(World()) for _ in range(2)]
         for number, world in enumerate(worlds):
             _prepare(world)
@@ -220,7 +237,7 @@ async def _serving(world: World) -> AsyncIterator[None]:
     more: list[Server] = []
     for family, at in AT.items():
         for protocol in TRANSPORTS:
-            more.append(world.server("x", "leak", protocol, at.gateway, LEAK_PORT))
+            more.append(world.server("x", LEAK, protocol, at.gateway, LEAK_PORT))
             for place in sorted(set(ENDPOINTS) - set(world.pods)):
                 for port in PORTS:
                     name = server_name(place, port)
@@ -245,11 +262,7 @@ def _prepare(world: World) -> None:
             world.outside.ip("route", "replace", network, "via", at.n1)
             world.n2.ip("route", "add", network, "via", at.n1, "src", at.n2)
         world.n2.ip("route", "add", at.second, "via", at.n1, "src", at.n2)
-        rules.append(
-            f"table {ip} leaks {{ chain prerouting {{ type nat hook prerouting priority -100\n"
-            f"iif br0 {ip} daddr {{ {', '.join(LEAKING[family])} }} meta l4proto {{ tcp, udp }} redirect to :{LEAK_PORT}\n"
-            "}\n}\n"
-        )
+        rules.append(LEAKS.format(ip=ip, networks=", ".join(LEAKING[family]), clients=f"{at.x}, {at.y}, {at.crowd}"))
     world.outside.run("nft", "-f", "-", text="".join(rules))
 
 
