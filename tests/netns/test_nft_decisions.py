@@ -50,6 +50,7 @@ Load = Callable[[Namespace, FrontendTable, Surroundings], None]
         pytest.param((load_script, BY_ADDRESS), id="script"),
         pytest.param((load_script, BY_INTERFACE), id="script-pods by interface"),
         pytest.param((load_over_netlink, BY_ADDRESS), id="netlink"),
+        pytest.param((load_over_netlink, BY_INTERFACE), id="netlink-pods by interface"),
     ],
 )
 def loaded(request: pytest.FixtureRequest) -> Iterator[World]:

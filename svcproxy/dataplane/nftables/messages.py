@@ -171,6 +171,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """An element of a set or map."""
 
     key: bytes
+    """Empty: all keys that no other element has (NFT_SET_ELEM_CATCHALL)."""
     data: bytes | Verdict | None = None
     key_end: bytes = b""
     """Last key of a range, inclusive, in a set of concatenations and intervals."""
@@ -233,6 +234,11 @@ def new_rule(table: Table, chain: str, expressions: Iterable[Expression]) -> Req
     """Put a rule at the end of a chain."""
     listed = nested(4, (attribute(1 | NESTED, expression) for expression in expressions))
     return _request(Kind.NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, table, text(1, table.name), text(2, chain), listed)
+
+
+def delete_rule(table: Table, chain: str, handle: int) -> Request:
+    """Remove one rule."""
+    return _request(Kind.DELETE_RULE, 0, table, text(1, table.name), text(2, chain), u64(3, handle))
 
 
 def new_set(table: Table, made: Set) -> Request:
@@ -414,10 +420,12 @@ def _bare(element: Element) -> Element:
 
 
 def _element(element: Element) -> bytes:
-    content = u32(3, 1) if element.interval_end else b""
+    flags = element.interval_end | (not element.key) << 1
+    content = u32(3, flags) if flags else b""
     if element.timeout_ms:
         content += u64(4, element.timeout_ms)
-    content += _value(1, element.key)
+    if element.key:
+        content += _value(1, element.key)
     if element.key_end:
         content += _value(10, element.key_end)
     match element.data:

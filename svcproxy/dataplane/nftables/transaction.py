@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sockets to nf_tables: one that changes and lists, one that hears of changes.
 
-The kernel works on a request while it is sent, so its answers wait in the socket when `send` returns: nothing here
-waits for a time-out. A list is written as it is read. Calls block while the kernel works: milliseconds for a batch
-of thousands of elements, seconds for a list of hundreds of thousands. One thread at a time; a table with an owner
-belongs to the `Kernel` that made or claimed it, and is free for another when that closes.
+Calls block while the kernel works: milliseconds for a batch of thousands of elements, seconds for a list of hundreds of
+thousands. One thread at a time; a table with an owner belongs to the `Kernel` that made or claimed it, and is free for
+another when that closes.
 """
 
 import ctypes
@@ -30,6 +29,7 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
+from svcproxy.dataplane.nftables.netfilter import SOL_NETLINK, datagrams, drain, open_socket
 from svcproxy.dataplane.nftables.netlink import ErrorReport
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
@@ -38,12 +38,8 @@ SEND_BUFFER_OCTETS = 16 << 20
 """A batch has to fit. An element takes about 50 octets in it."""
 RECEIVE_BUFFER_OCTETS = 4 << 20
 """For the answers to a batch in which everything fails, and for changes that wait to be heard of."""
-DATAGRAM_OCTETS = 1 << 17
-"""The kernel fills 32 KiB at most with a list, and no message of nf_tables is longer than 64 KiB and its head."""
 LIST_ATTEMPTS = 10
 """How often a list is asked for that others change while it is written."""
-MAX_DATAGRAMS = 1_000_000
-"""Datagrams read in one go: far more than the longest list has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ class Kernel:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._sock = _open()
+        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -186,9 +182,13 @@ class Kernel:
         """A table's rules in order, each with the name of its chain; none if there is no such table."""
         return self._objects(messages.list_rules(table), table)
 
-    def elements(self, table: Table, name: str) -> tuple[StoredElement, ...] | None:
-        """The elements of a set or map; None if there is no such set."""
-        listed = self._list(messages.list_elements(table, name))
+    def elements(self, table: Table, name: str, *, consistent: bool = True) -> tuple[StoredElement, ...] | None:
+        """The elements of a set or map; None if there is no such set.
+
+        Not `consistent`, some may be missing or listed twice if the set changes meanwhile. Otherwise the list is asked
+        for again whenever anybody changes nf_tables in this namespace, which may be all the time.
+        """
+        listed = self._list(messages.list_elements(table, name), consistent=consistent)
         if listed is None:
             return None
         return tuple(element for each in listed if isinstance(each, Elements) for element in each.elements)
@@ -213,8 +213,8 @@ class Kernel:
         listed = self._list(request) or ()
         return tuple(each for each in listed if isinstance(each, ObjectState) and each.table == table)
 
-    def _list(self, request: Request) -> list[Content] | None:
-        """What the kernel lists, consistent; None if that of which it should list the parts is not there."""
+    def _list(self, request: Request, *, consistent: bool = True) -> list[Content] | None:
+        """What the kernel lists; None if that of which it should list the parts is not there."""
         for _ in range(LIST_ATTEMPTS):
             listed: list[Content] = []
             interrupted = False
@@ -232,7 +232,7 @@ class Kernel:
                         listed.append(content)
             else:
                 raise DataplaneLost(f"{request.kind.name}: the list has no end")
-            if not interrupted:
+            if not (interrupted and consistent):
                 return listed
         raise DataplaneLost(f"{request.kind.name}: {LIST_ATTEMPTS} lists in a row changed while they were written")
 
@@ -280,7 +280,7 @@ class Kernel:
         try:
             yield from _waiting(self._sock)
         except DataplaneLost:
-            _empty(self._sock)  # what is left would keep the next answers out
+            drain(self._sock)
             raise
 
 
@@ -293,7 +293,7 @@ class Watch:
 
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
-        self._sock = _open()
+        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
         except BaseException:
@@ -317,77 +317,29 @@ class Watch:
     def listen(self, attention: bool = True) -> None:
         """Hear of what changes from now on, or of nothing more; it does not at first."""
         membership = _NETLINK_ADD_MEMBERSHIP if attention else _NETLINK_DROP_MEMBERSHIP
-        self._sock.setsockopt(_SOL_NETLINK, membership, _NFNLGRP_NFTABLES)
+        self._sock.setsockopt(SOL_NETLINK, membership, _NFNLGRP_NFTABLES)
 
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
         return _waiting(self._sock)
 
 
-_SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_DROP_MEMBERSHIP = 2
-_NETLINK_CAP_ACK = 10
-_NETLINK_EXT_ACK = 11
-_NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 _SO_ATTACH_FILTER = 26
 _TOO_LARGE = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _open() -> socket.socket:
-    """A socket to the netfilter subsystem. Raises OSError: EPROTONOSUPPORT where the kernel has none."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    try:
-        sock.setblocking(False)
-        _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_OCTETS)
-        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_OCTETS)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        sock.bind((0, 0))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _enlarge(sock: socket.socket, forced: int, allowed: int, octets: int) -> None:
-    """Have a buffer of that size or, in a user namespace, as much of it as the host's net.core limits allow."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, forced, octets)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, allowed, octets)
-
-
 def _waiting(sock: socket.socket) -> Iterator[Answer]:
     """What the socket holds, read until it holds nothing. Raises `DataplaneLost` when something was lost."""
-    for _ in range(MAX_DATAGRAMS):
-        try:
-            datagram, _, flags, _ = sock.recvmsg(DATAGRAM_OCTETS)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            raise DataplaneLost(f"netlink: {exc.strerror}") from exc
-        if flags & socket.MSG_TRUNC:
-            raise DataplaneLost(f"netlink: a datagram of more than {DATAGRAM_OCTETS} octets")
-        try:
+    try:
+        for datagram in datagrams(sock):
             yield from parse(datagram)
-        except DecodeError as exc:
-            raise DataplaneLost(f"netlink: {exc}") from exc
-    raise DataplaneLost(f"netlink: more than {MAX_DATAGRAMS} datagrams at once")
-
-
-def _empty(sock: socket.socket) -> None:
-    """Pass over what the socket holds, whatever it is."""
-    for _ in range(MAX_DATAGRAMS):
-        try:
-            sock.recv(1)
-        except BlockingIOError:
-            return
-        except OSError:
-            continue  # ENOBUFS: there is more behind it
+    except OSError as exc:
+        raise DataplaneLost(f"netlink: {exc.strerror}") from exc
+    except DecodeError as exc:
+        raise DataplaneLost(f"netlink: {exc}") from exc
 
 
 def _failure(requests: Sequence[Request], index: int, report: ErrorReport) -> Failure:
