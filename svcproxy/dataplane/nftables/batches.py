@@ -24,6 +24,8 @@ OPERATIONS_PER_BATCH = 5_000
 """Others who change nftables wait for a batch; one of this size takes the kernel some ten milliseconds."""
 ELEMENTS_PER_REQUEST = 500
 """The longest element takes 130 octets, a list of them 64 KiB at most."""
+ELEMENTS_PER_SUSPECT = 10
+"""The kernel names one element of each request that it refuses: smaller requests let it name more at once."""
 
 _Sourced = list[tuple[Element, Operation]]
 _Groups = dict[tuple[Family, SetName], _Sourced]
@@ -56,8 +58,8 @@ def cut(operations: Sequence[Operation], size: int = OPERATIONS_PER_BATCH) -> It
         yield operations[start:]
 
 
-def compose(operations: Iterable[Operation]) -> Batch:
-    """One batch: chains, then what goes, then what comes."""
+def compose(operations: Iterable[Operation], elements: int = ELEMENTS_PER_REQUEST) -> Batch:
+    """One batch: chains, then what goes, then what comes. `elements`: in one request, at most."""
     requests: list[Request] = []
     origins: list[tuple[Operation, ...]] = []
     going: _Groups = defaultdict(list)
@@ -75,20 +77,20 @@ def compose(operations: Iterable[Operation]) -> Batch:
             coming[place] += ((each, operation) for each in encode(operation.set, operation.key, operation.data))
     for (family, name), sourced in going.items():
         counted = SETS[name].counter
-        for part, sources in _parts(sourced):
+        for part, sources in _parts(sourced, elements):
             requests += nft.delete_elements(TABLES[family], name.value, part, echo=counted)
             origins.append(sources)
     for (family, name), sourced in coming.items():
-        for part, sources in _parts(sourced):
+        for part, sources in _parts(sourced, elements):
             requests += nft.new_elements(TABLES[family], name.value, part)
             origins.append(sources)
     assert len(requests) == len(origins)
     return Batch(tuple(requests), tuple(origins))
 
 
-def _parts(sourced: _Sourced) -> Iterator[tuple[list[Element], tuple[Operation, ...]]]:
-    for start in range(0, len(sourced), ELEMENTS_PER_REQUEST):
-        part = sourced[start : start + ELEMENTS_PER_REQUEST]
+def _parts(sourced: _Sourced, size: int) -> Iterator[tuple[list[Element], tuple[Operation, ...]]]:
+    for start in range(0, len(sourced), size):
+        part = sourced[start : start + size]
         yield [element for element, _ in part], tuple(operation for _, operation in part)
 
 

@@ -34,8 +34,10 @@ ENCODED_MEMO = 1 << 16
 
 NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 """IPPROTO_*."""
-_PROTOCOLS = {number: protocol for protocol, number in NUMBERS.items()}
 _PROTOCOL_WORDS: dict[Field, bytes] = {protocol: bytes((number, 0, 0, 0)) for protocol, number in NUMBERS.items()}
+_PROTOCOLS = {word: protocol for protocol, word in _PROTOCOL_WORDS.items()}
+_FOREIGN = "0x"
+_ADDRESSES = frozenset((FieldType.ADDRESS, FieldType.PREFIX))
 _OCTETS = {Family.IPV4: 4, Family.IPV6: 16}
 _BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
@@ -44,33 +46,56 @@ def encode(name: SetName, key: Key, data: Data = None) -> tuple[Element, ...]:
     """The elements that stand for one of the layout's."""
     spec = SETS[name]
     stored = _encode_data(spec, data)
+    if len(key) == 1 and str(key[0]).startswith(_FOREIGN):
+        first, _, last = str(key[0])[len(_FOREIGN) :].partition("-")
+        return (Element(bytes.fromhex(first), stored, bytes.fromhex(last)),)
     if not spec.interval:
         return (Element(_join(spec.key, key), stored),)
-    first, last = _bounds(str(key[-1]))
+    low, high = _bounds(str(key[-1]))
     if len(key) == 1:
-        start = Element(first.packed)
-        if int(last) + 1 == 1 << last.max_prefixlen:
+        start = Element(low.packed)
+        if int(high) + 1 == 1 << high.max_prefixlen:
             return (start,)
-        return start, Element((last + 1).packed, interval_end=True)
+        return start, Element((high + 1).packed, interval_end=True)
     shared = _join(spec.key[:-1], key[:-1])
-    return (Element(shared + first.packed, key_end=shared + last.packed),)
+    return (Element(shared + low.packed, key_end=shared + high.packed),)
 
 
 def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterator[tuple[Key, Data]]:
-    """The layout's elements that the kernel's stand for. A verdict that is none of ours comes out as None.
+    """The layout's elements that the kernel's stand for, and others'.
 
-    Raises ValueError for an element that cannot be one of this set's.
+    A key that the layout has not (of another protocol, a range of ports, the one for all other keys) comes out as one
+    field, its octets in hexadecimal, and data that it has not as None: enough to delete them.
     """
     spec = SETS[name]
     if spec.interval and len(spec.key) == 1:
-        yield from (((each,), None) for each in _decode_ranges(family, elements))
+        bounds = []
+        for element in elements:
+            if len(element.key) == _OCTETS[family]:
+                bounds.append(element)
+            else:
+                yield _foreign(element), None
+        yield from (((each,), None) for each in _decode_ranges(family, bounds))
         return
     for element in elements:
-        key = _split(family, spec.key, element.key)
-        if spec.interval:
-            end = _split(family, spec.key, element.key_end or element.key)
-            key = (*key[:-1], _range(str(key[-1]), str(end[-1])))
-        yield key, _decode_data(family, spec, element.data)
+        yield _decode_key(family, spec, element), _decode_data(family, spec, element.data)
+
+
+def _decode_key(family: Family, spec: SetSpec, element: Element) -> Key:
+    first = _split(family, spec.key, element.key)
+    if first is None:
+        return _foreign(element)
+    if not spec.interval:
+        return first
+    last = _split(family, spec.key, element.key_end or element.key)
+    if last is None or last[:-1] != first[:-1]:
+        return _foreign(element)
+    return (*first[:-1], _range(str(first[-1]), str(last[-1])))
+
+
+def _foreign(element: Element) -> Key:
+    end = f"-{element.key_end.hex()}" if element.key_end else ""
+    return (f"{_FOREIGN}{element.key.hex()}{end}",)
 
 
 def _encode_data(spec: SetSpec, data: Data) -> bytes | StoredVerdict | None:
@@ -120,9 +145,12 @@ def _encode_field(kind: FieldType, value: Field) -> bytes:
             return int(value).to_bytes(4, sys.byteorder)
 
 
-def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key:
+def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key | None:
+    """The fields of a concatenation; None if it is none of the layout's."""
     fields: list[Field] = []
     offset = 0
+    if len(octets) != sum(_OCTETS[family] if kind in _ADDRESSES else 4 for kind in types):
+        return None
     for kind in types:
         match kind:
             case FieldType.ADDRESS | FieldType.PREFIX:
@@ -130,7 +158,10 @@ def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key:
                 fields.append(text(octets[offset : offset + length]))
                 offset += length
             case FieldType.PROTOCOL:
-                fields.append(_protocol(octets[offset : offset + 1]))
+                protocol = _PROTOCOLS.get(octets[offset : offset + 4])
+                if protocol is None:
+                    return None
+                fields.append(protocol)
                 offset += 4
             case FieldType.PORT:
                 fields.append(int.from_bytes(octets[offset : offset + 2]))
@@ -139,12 +170,6 @@ def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key:
                 fields.append(int.from_bytes(octets[offset : offset + 4], sys.byteorder))
                 offset += 4
     return tuple(fields)
-
-
-def _protocol(octet: bytes) -> Protocol | int:
-    """The protocol, or the number of one that is none of ours."""
-    number = int.from_bytes(octet)
-    return _PROTOCOLS.get(number, number)
 
 
 @lru_cache(maxsize=ENCODED_MEMO)

@@ -171,6 +171,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """An element of a set or map."""
 
     key: bytes
+    """Empty: all keys that no other element has (NFT_SET_ELEM_CATCHALL)."""
     data: bytes | Verdict | None = None
     key_end: bytes = b""
     """Last key of a range, inclusive, in a set of concatenations and intervals."""
@@ -419,10 +420,12 @@ def _bare(element: Element) -> Element:
 
 
 def _element(element: Element) -> bytes:
-    content = u32(3, 1) if element.interval_end else b""
+    flags = element.interval_end | (not element.key) << 1
+    content = u32(3, flags) if flags else b""
     if element.timeout_ms:
         content += u64(4, element.timeout_ms)
-    content += _value(1, element.key)
+    if element.key:
+        content += _value(1, element.key)
     if element.key_end:
         content += _value(10, element.key_end)
     match element.data:

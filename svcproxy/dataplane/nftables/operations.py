@@ -237,6 +237,11 @@ FORM_OF = {name: form for form, sets in SETS_OF.items() for name in msgspec.stru
 """The form of the frontends that a set is about; shared sets are absent."""
 
 
+def is_foreign(key: Key) -> bool:
+    """Whether an element of a set of frontends is none that a frontend has: see `elements.decode`."""
+    return len(key) == 1
+
+
 def form_of(key: FrontendKey) -> Form:
     """The form of a frontend."""
     return Form.NODE_PORT if isinstance(key, NodePort) else Form.ADDRESS
@@ -253,9 +258,9 @@ def frontend_of(operation: Operation) -> FrontendKey | None:
 
 
 def frontend_at(family: Family, name: SetName, key: Key) -> FrontendKey | None:
-    """The frontend that an element belongs to; None in sets that frontends share."""
+    """The frontend that an element belongs to; None in sets that frontends share, and for what no frontend has."""
     form = FORM_OF.get(name)
-    if form is None:
+    if form is None or is_foreign(key):
         return None
     if form is Form.ADDRESS:
         ip, protocol, port = key[:3]

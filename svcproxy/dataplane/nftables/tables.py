@@ -31,6 +31,8 @@ _TYPES = {
     FieldType.PORT: nft.INET_SERVICE,
     FieldType.MARK: nft.MARK,
 }
+_ACCEPT = 1
+"""NF_ACCEPT."""
 _ADDRESSES = {Family.IPV4: nft.IPV4_ADDR, Family.IPV6: nft.IPV6_ADDR}
 _schema = re.compile(r"svcproxy schema ([0-9]{1,9})").fullmatch
 
@@ -72,7 +74,7 @@ def backend_chain(family: Family, chain: BackendChain) -> Iterator[Request]:
 
 def attachment(hook: Hook) -> nft.Attachment:
     """Where a base chain hangs, in the kernel's terms."""
-    return nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority)
+    return nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority, _ACCEPT)
 
 
 def described(family: Family, name: SetName, number: int) -> nft.Set:
