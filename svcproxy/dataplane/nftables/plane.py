@@ -266,7 +266,7 @@ class NftablesDataplane:
         foreign, self._foreign = self._foreign, False
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
         self._owned = established.owned
-        held = read(self._kernel, ground.families, owned=established.owned)
+        held = read(self._kernel, ground.families)
         was = desired if first else self._renderer.table
         self._renderer, phases = adopt(desired, held, established.chains, ground.surroundings, ground.hairpin_cidrs)
         self._shrink = ()
@@ -444,7 +444,7 @@ class NftablesDataplane:
         read_sets = []
         for family in self._ground.families:
             for name in COUNTED:
-                stored = self._reader.elements(TABLES[family], name.value, consistent=False)
+                stored = self._reader.elements(TABLES[family], name.value, complete=False)
                 if stored is not None:
                     read_sets.append(Elements(False, TABLES[family], name.value, stored))
         return read_sets

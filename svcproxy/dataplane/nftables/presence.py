@@ -72,17 +72,14 @@ def establish(kernel: Kernel, families: Iterable[Family], flags: TableFlag, surr
     return Established(frozenset(chains), owned, tuple(foreign))
 
 
-def read(kernel: Kernel, families: Iterable[Family], *, owned: bool) -> Contents:
-    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone.
-
-    What others do to other tables disturbs the reading of tables that are `owned` no more than writing to them.
-    """
+def read(kernel: Kernel, families: Iterable[Family]) -> Contents:
+    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone."""
     held: dict[Place, Data] = {}
     for family in families:
         for name, spec in SETS.items():
             if spec.dynamic_size is not None:
                 continue
-            stored = kernel.elements(TABLES[family], name.value, consistent=not owned)
+            stored = kernel.elements(TABLES[family], name.value)
             if stored is None:
                 raise DataplaneLost(f"no set {name} in table {family.label} {TABLES[family].name}")
             decoded = decode(family, name, (each.element for each in stored))
