@@ -158,6 +158,18 @@ class Probe(Answer, frozen=True, rename="camel"):
     """What is done without it; empty while it works."""
 
 
+class Setting(Answer, frozen=True, rename="camel"):
+    """A parameter of the kernel that the agent sets."""
+
+    name: str
+    wanted: int
+    before: int | None
+    """null where it could not be read."""
+    after: int | None
+    error: str
+    """Why it is not as wanted; empty if it is."""
+
+
 class Foreign(Answer, frozen=True, rename="camel"):
     """Another implementation of Services that is, or was, at work on this node."""
 
@@ -184,6 +196,12 @@ class Status(Answer, frozen=True, rename="camel"):
     counts: Counts
     dataplane: str
     """The data plane in use."""
+    probes: tuple[Probe, ...]
+    """What the kernel can do; empty where no data plane there was asked for."""
+    settings: tuple[Setting, ...]
+    """Parameters of the kernel that the agent sets."""
+    others: tuple[Foreign, ...]
+    """Other implementations of Services, as seen when the data plane was opened."""
     refused: tuple[RefusedFrontend, ...]
     refused_count: int
     compromised: tuple[RefusedFrontend, ...]

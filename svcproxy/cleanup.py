@@ -13,7 +13,8 @@ from svcproxy.dataplane.nftables.foreign import detect
 from svcproxy.dataplane.nftables.removal import remove_own
 from svcproxy.dataplane.nftables.takeover import Fate, Outcome, remove_kube_proxy
 from svcproxy.dataplane.nftables.transaction import Kernel
-from svcproxy.errors import LockedError
+from svcproxy.errors import LockedError, StateError
+from svcproxy.process import sysctls
 from svcproxy.process.instance import RunDirectory
 from svcproxy.process.lock import NodeLock
 from svcproxy.process.prctl import Capability, permitted_capabilities
@@ -25,7 +26,8 @@ _INSTANCE = "cleanup"
 def run(arguments: argparse.Namespace) -> int:
     """Remove everything, as far as it can be; returns the exit code. Raises `SvcproxyError`."""
     fates: set[Fate] = set()
-    for outcome in _steps(Path(arguments.run_dir), kube_proxy=arguments.kube_proxy, force=arguments.force):
+    directories = Path(arguments.run_dir), Path(arguments.state_dir)
+    for outcome in _steps(*directories, kube_proxy=arguments.kube_proxy, force=arguments.force):
         fates.add(outcome.fate)
         match outcome.fate:
             case Fate.REMOVED:
@@ -39,12 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if Fate.FAILED in fates else 0
 
 
-def _steps(run_dir: Path, *, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
+def _steps(run_dir: Path, state_dir: Path, *, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
     """Everything there is to do, in order."""
     run_directory = RunDirectory(run_dir)
     yield from _dead_instances(run_directory)
-    with _alone(run_directory, force=force):
+    with _alone(run_directory, force=force) as alone:
         yield from _rules(kube_proxy=kube_proxy, force=force)
+        if alone:
+            yield from _settings(state_dir / sysctls.FILE_NAME)
 
 
 def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
@@ -58,14 +62,14 @@ def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
 
 
 @contextmanager
-def _alone(run_directory: RunDirectory, *, force: bool) -> Iterator[None]:
-    """No agent runs, and none becomes the node's meanwhile. Raises `LockedError` unless `force`."""
+def _alone(run_directory: RunDirectory, *, force: bool) -> Iterator[bool]:
+    """Whether no agent runs, and none becomes the node's meanwhile. If not, raises `LockedError` unless `force`."""
     lock = NodeLock(run_directory.node_lock, _INSTANCE)
     obstacle = _obstacle(run_directory, lock)
     if obstacle and not force:
         raise LockedError(f"{obstacle}; use --force to go on all the same")
     try:
-        yield
+        yield not obstacle
     finally:
         lock.release()
 
@@ -103,3 +107,20 @@ def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
                 yield Outcome(Fate.FAILED, "rules of kube-proxy", f"it is alive ({alive[0]}): stop it first")
             else:
                 yield from remove_kube_proxy(kernel, found)
+
+
+def _settings(record: Path) -> Iterator[Outcome]:
+    """The kernel parameters that svcproxy has set."""
+    try:
+        found = sysctls.restore(record)
+    except StateError as exc:
+        yield Outcome(Fate.FAILED, "settings of kernel parameters", str(exc))
+        return
+    for each in found:
+        what = f"setting of net.netfilter.{each.name}"
+        if each.error:
+            yield Outcome(Fate.FAILED, what, each.error)
+        elif each.after != each.wanted:
+            yield Outcome(Fate.KEPT, what, f"somebody else has made {each.after} of it since")
+        else:
+            yield Outcome(Fate.REMOVED, what, f"it is {each.after} again")

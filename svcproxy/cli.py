@@ -25,6 +25,8 @@ INTERRUPTED = 130
 """As a shell reports SIGINT."""
 RUN_DIR = "/run/svcproxy"
 """Default of `run_dir`, as in `svcproxy.config`."""
+STATE_DIR = "/var/lib/svcproxy"
+"""Default of `state_dir`."""
 
 _FLAGS_OF_A_ROLE = "svcproxy.options:add_flags"
 _LAUNCH_OF_A_ROLE = "svcproxy.options:Launch"
@@ -159,6 +161,12 @@ def _cleanup(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--run-dir", metavar="DIR", default=RUN_DIR, help=f"where instances have their sockets (default: {RUN_DIR})"
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default=STATE_DIR,
+        help=f"where it is noted which kernel parameters were changed (default: {STATE_DIR})",
     )
 
 
@@ -321,9 +329,10 @@ VERBS: tuple[Verb, ...] = (
         "cleanup",
         "svcproxy.cleanup:run",
         "remove from this node what svcproxy has left on it",
-        "Removes svcproxy's nftables tables, of whatever version, and what dead instances left in the run directory,\n"
-        "and prints a line for each. New connections to Services fail from then on until something else serves them;\n"
-        "established ones go on. Needs CAP_NET_ADMIN in the node's network namespace.\n"
+        "Removes svcproxy's nftables tables, of whatever version, takes back the kernel parameters it has set,\n"
+        "removes what dead instances left in the run directory, and prints a line for each. New connections to\n"
+        "Services fail from then on until something else serves them; established ones go on. Needs CAP_NET_ADMIN\n"
+        "in the node's network namespace.\n"
         "\n"
         "An agent leaves its rules in force when it ends, so that a restart interrupts nothing: this is for nodes\n"
         "that svcproxy leaves. It refuses while an agent runs; stop that first. With --kube-proxy it removes\n"

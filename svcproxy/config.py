@@ -36,7 +36,7 @@ class DataplaneMode(StrEnum):
     """Which data plane serves the frontends."""
 
     AUTO = "auto"
-    """The best one that works here; today `userspace`."""
+    """The best one that works here: `nftables` for a cluster if the kernel can, else `userspace`."""
     NFTABLES = "nftables"
     USERSPACE = "userspace"
     NONE = "none"
@@ -119,7 +119,11 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is balanced, and how."""
 
     mode: DataplaneMode = DataplaneMode.AUTO
-    """Which data plane serves. `auto`: the best one that works here, today `userspace`; `none`: DNS alone."""
+    """Which data plane serves. `auto`: `nftables` for a cluster if the kernel can, else `userspace`; `none`: DNS
+    alone."""
+    beside_others: bool = False
+    """Whether `nftables` serves although kube-proxy or another implementation of Services is at work on this node.
+    Otherwise it waits until that is gone, and removes what a kube-proxy has left."""
     detect_local_mode: DetectLocalMode | None = None
     """What tells pods from other sources: `cluster_cidrs`, the Node's podCIDRs, or the interface that packets come
     through. externalTrafficPolicy Local does not bind pods, and connections to a ClusterIP keep their source address.

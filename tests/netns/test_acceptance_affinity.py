@@ -2,7 +2,6 @@
 """Session affinity by what clients meet. Each client is an address outside; time is the kernel's."""
 
 import asyncio
-import json
 import socket
 import struct
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import pytest
 
 from svcproxy.dataplane.nftables.layout import AFFINITY_CLIENTS_MAX
+from svcproxy.dataplane.nftables.operations import SetName
+from svcproxy.dataplane.nftables.tables import TABLES
+from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.nftables_stage import NftablesStage, nftables
-from tests.netns.objects import NODE_PORT, PORT, load_balancer, service, slice_of
+from tests.netns.objects import NODE_PORT, PORT, load_balancer, ready, service, slice_of
 from tests.netns.places import AT, Addresses
 from tests.netns.probes import Served
 from tests.netns.stage import Target
@@ -54,7 +56,7 @@ async def test_case_37_t32_a_client_keeps_its_endpoint_until_it_was_idle(family:
             await stage.apply(service(at, **sticky(SHORT)), slice_of(at, *ENDPOINTS))
             first = await met(stage, at, protocol)
             assert set(first) == set(ENDPOINTS)
-            for _ in range(8):
+            for _ in range(5):
                 assert await met(stage, at, protocol) == first
                 await asyncio.sleep(SHORT / 4)  # each flow begins the time anew
             await asyncio.sleep(SHORT * 1.5)
@@ -126,15 +128,31 @@ async def test_t35_affinity_with_policy_local_and_masquerade(family: Family, pro
             assert set(local) == {"a1", "a2"}
             for one, other in zip(cluster, local, strict=True):
                 assert one in (other, "b1")
-            client = at.client(1)
+            number = next(number for number, pod in enumerate(cluster) if pod != "b1")
+            client, pod = at.client(1 + number), cluster[number]
             seen = await stage.world.attempt("x", protocol, (at.vip, PORT), source=client)
-            assert seen == Served(local[0], client)
+            assert seen == Served(pod, client)
             seen = await stage.world.attempt("x", protocol, (at.cluster_ip, PORT), source=client)
-            assert isinstance(seen, Served)
-            assert seen.source == at.n1
-            pod = {await stage.world.attempt("p1", protocol, (at.vip, PORT)) for _ in range(CLIENTS)}
-            assert len(pod) == 1
-            assert {each.source for each in pod if isinstance(each, Served)} == {at.p1}
+            assert seen == Served(pod, at.n1)
+            near = {await stage.world.attempt("p1", protocol, (at.vip, PORT)) for _ in range(CLIENTS)}
+            assert len(near) == 1
+            assert {each.source for each in near if isinstance(each, Served)} == {at.p1}
+
+
+@FAMILIES
+async def test_a_client_keeps_an_endpoint_of_each_set_where_none_is_of_both(family: Family) -> None:
+    at = AT[family]
+    with World() as world:
+        async with nftables(world) as stage:
+            spec = {**sticky(LONG), "internalTrafficPolicy": "Local"}
+            there = [ready(at, pod, nodes=["n1"]) for pod in ("b1", "b2")]
+            here = [ready(at, pod, nodes=["n2"]) for pod in ("a1", "a2")]
+            await stage.apply(load_balancer(at, **spec), slice_of(at, *there, *here))
+            targets = (at.vip, PORT), (at.cluster_ip, PORT)
+            first = [await met(stage, at, Protocol.TCP, target) for target in targets]
+            assert [set(each) for each in first] == [{"b1", "b2"}, {"a1", "a2"}]
+            for target, kept in zip((*targets, *targets), (*first, *first), strict=True):
+                assert await met(stage, at, Protocol.TCP, target) == kept
 
 
 @FAMILIES
@@ -175,6 +193,5 @@ IP_PKTINFO = 8
 
 def remembered(world: World, at: Addresses) -> int:
     """Clients in the map of affinity."""
-    family = "ip6" if at.family is Family.IPV6 else "ip"
-    listing = json.loads(world.n1.run("nft", "--json", "list", "map", family, "svcproxy", "aff"))
-    return sum(len(entry["map"].get("elem", ())) for entry in listing["nftables"] if "map" in entry)
+    with world.n1.entered(), Kernel() as kernel:
+        return len(kernel.elements(TABLES[at.family], SetName.AFF) or ())

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.netns
 
 
 @pytest.mark.parametrize("family", [pytest.param(each, id=each.label) for each in Family])
-@pytest.mark.parametrize("name", BOOK.cases)
+@pytest.mark.parametrize("name", list(BOOK.cases))
 async def test_case(name: str, family: Family) -> None:
     case = BOOK.cases[name]
     with World() as world:

@@ -14,6 +14,7 @@ from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.messages import Table, TableFlag
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family
+from svcproxy.process import sysctls
 from svcproxy.process.instance import RunDirectory
 from tests.dataplane.nftables.captured import IPV4, IPV6
 from tests.netns import kube_proxy_rules as rules
@@ -42,10 +43,11 @@ class Operator:
         self._node = node
         self._capsys = capsys
         self.run_dir = run_dir
+        self.state_dir = run_dir.with_name("state")
 
     def cleanup(self, *flags: str) -> Said:
         with self._node.entered():
-            code = main(["cleanup", "--run-dir", str(self.run_dir), *flags])
+            code = main(["cleanup", "--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir), *flags])
         said = self._capsys.readouterr()
         return code, said.out.splitlines(), said.err.splitlines()
 
@@ -171,9 +173,38 @@ def test_what_dead_instances_left_goes(node: Namespace, operator: Operator) -> N
     live.close()
 
 
+def test_kernel_parameters_are_taken_back(node: Namespace, operator: Operator) -> None:
+    """Those that nobody else has set since, and not while an instance runs."""
+    operator.state_dir.mkdir()
+    names = ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream")
+    with node.entered():
+        before, _ = (int((sysctls.ROOT / name).read_text()) for name in names)
+        wanted = [sysctls.Wanted(name, 77) for name in names]
+        sysctls.apply(wanted, operator.state_dir / sysctls.FILE_NAME)
+        (sysctls.ROOT / names[1]).write_text("78")
+    instance = RunDirectory(operator.run_dir).open_instance("7-100")
+    assert operator.cleanup("--force") == NOTHING
+    instance.close()
+    assert operator.cleanup() == (
+        0,
+        [f"removed setting of net.netfilter.{names[0]}: it is {before} again"],
+        [f"svcproxy: kept setting of net.netfilter.{names[1]}: somebody else has made 78 of it since"],
+    )
+    assert operator.cleanup() == NOTHING
+
+
+def test_a_damaged_note_of_kernel_parameters_is_named(node: Namespace, operator: Operator) -> None:
+    operator.state_dir.mkdir()
+    (operator.state_dir / sysctls.FILE_NAME).write_text("{")
+    code, removed, (refusal,) = operator.cleanup()
+    assert (code, removed) == (1, [])
+    place = operator.state_dir / sysctls.FILE_NAME
+    assert refusal.startswith(f"svcproxy: not removed: settings of kernel parameters: {place}: ")
+
+
 def test_without_privileges_nothing_is_removed_and_the_reason_given(node: Namespace, tmp_path: Path) -> None:
     node.run("nft", "add table ip svcproxy")
-    command = [sys.executable, "-m", "svcproxy", "cleanup", "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "svcproxy", "cleanup", "--run-dir", str(tmp_path), "--state-dir", str(tmp_path)]
     with node.entered():
         finished = subprocess.run(
             ["setpriv", "--bounding-set", "-all", *command], capture_output=True, text=True, check=False

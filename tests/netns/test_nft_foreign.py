@@ -154,6 +154,7 @@ def test_a_server_that_says_nothing_is_nobody_known(node: Namespace) -> None:
 
 def test_changes_that_a_kube_proxy_makes_are_told_from_others(node: Namespace) -> None:
     with node.entered(), Kernel() as kernel, Watch(kernel.port) as watch:
+        watch.listen()
 
         def heard() -> bool:
             changes = list(watch.changes())
