@@ -81,7 +81,9 @@ class NftablesDataplane:
         self.totals = Totals()
         self._changes = self._make_changes()
         self._unsure = "nothing has been read yet"
-        """Why what is in force is not known; empty if it is."""
+        """Why what is in force is not known; empty if it is, but for `_rumour`."""
+        self._rumour = ""
+        """The same by what was heard of others, which is nothing once the tables are owned."""
         self._owned = False
         self._shrink: tuple[Operation, ...] = ()
         self._shrink_at = 0.0
@@ -115,8 +117,8 @@ class NftablesDataplane:
         async with self._working():
             await self._finish()
             self._heard()
-            if self._unsure:
-                raise DataplaneLost(self._unsure)
+            if self._doubts:
+                raise DataplaneLost(self._doubts)
             rendered = await self._carry_out(self._size(delta), lambda: self._apply(delta))
             if self._changes.unsettled:
                 await self._in_thread(self._conclude)
@@ -144,6 +146,8 @@ class NftablesDataplane:
             self._attend(True)  # whatever others change from here on is heard of
             repairs = await self._in_thread(lambda: self._resync(desired))
             self._attend(not self._owned)
+            if self._owned:
+                self._rumour = ""
         return repairs
 
     @property
@@ -193,7 +197,7 @@ class NftablesDataplane:
         """Wait until what is in force is not known any more; returns why. `resync` makes it known."""
         await self._damaged.wait()
         self._damaged.clear()
-        return self._unsure or "repaired meanwhile"
+        return self._doubts or "repaired meanwhile"
 
     async def inspect(self, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
         """What the kernel would do with a new connection: see `inspection.inspect`."""
@@ -252,7 +256,7 @@ class NftablesDataplane:
         self._changes.settle()
 
     def _resync(self, desired: FrontendTable) -> FrontendDelta:
-        if self._unsure:
+        if self._doubts:
             return self._read_and_compare(desired)
         was, refused = self._renderer.table.copy(), set(self._changes.refused)
         delta = diff(was, desired)
@@ -263,7 +267,7 @@ class NftablesDataplane:
         return repairs(was, desired, refused - self._changes.refused.keys(), self.refused)
 
     def _read_and_compare(self, desired: FrontendTable) -> FrontendDelta:
-        self._unsure = ""  # what others do from here on, and another ground, make it so again
+        self._unsure = self._rumour = ""  # what others do from here on, and another ground, make it so again
         ground, first = self._ground, not self._read_before
         foreign, self._foreign = self._foreign, False
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
@@ -309,7 +313,7 @@ class NftablesDataplane:
         if not self._shrink:
             return
         await asyncio.sleep(max(0.0, self._shrink_at - time.monotonic()))
-        if self._unsure:
+        if self._doubts:
             self._shrink = ()
         else:
             await self._carry_out(len(self._shrink), self._conclude)
@@ -328,7 +332,7 @@ class NftablesDataplane:
     async def _forget(self) -> None:
         while True:
             await asyncio.sleep(STICKY_INTERVAL)
-            if self._unsure or not self._stale:
+            if self._doubts or not self._stale:
                 continue
             self._stale = False
             try:
@@ -341,7 +345,7 @@ class NftablesDataplane:
         families = self._ground.families
         memories = await self._look(partial(sticky.read, self._reader, families))
         async with self._working():
-            if self._unsure:
+            if self._doubts:
                 self._stale = True
                 return
             stale = sticky.stale(memories, {family: {*self._renderer.marks(family)} for family in families})
@@ -369,11 +373,11 @@ class NftablesDataplane:
         except DataplaneLost as exc:
             changed = 0
             if not self._owned:
-                self._doubt(exc.cause)
+                self._hear(exc.cause)
         if changed and not self._owned:  # an owned table was changed before it was claimed, and read after that
             self.foreign_changes += changed
             self._foreign = True
-            self._doubt("somebody else changed the tables")
+            self._hear("somebody else changed the tables")
 
     # --- who has the tables
 
@@ -413,6 +417,14 @@ class NftablesDataplane:
         self._changes = self._make_changes()
 
     # --- knowing
+
+    @property
+    def _doubts(self) -> str:
+        return self._unsure or self._rumour
+
+    def _hear(self, reason: str) -> None:
+        self._rumour = self._rumour or reason
+        self._damaged.set()
 
     def _doubt(self, reason: str) -> None:
         self._unsure = self._unsure or reason
