@@ -25,7 +25,7 @@ from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, Object, 
 from tests.e2e.differential.tries import CROWD, LEAK, Try
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
-from tests.netns.probes import Outcome, Served, Server
+from tests.netns.probes import TIMEOUT, Outcome, Served, Server
 from tests.netns.world import PORTS, TRANSPORTS, World, server_name
 
 API_ADDRESS: Final = "172.31.0.1"
@@ -34,6 +34,8 @@ CONVERGENCE: Final = 60.0
 AT_ONCE: Final = 400
 """Flows at a time in each world."""
 CROWD_SIZE: Final = 250
+UDP_TIMEOUT: Final = 15
+"""Seconds until the kernel forgets a flow: longer than any client waits, shorter than until source ports come again."""
 LEAK_PORT: Final = 7
 LEAKING: Final = {Family.IPV4: ("10.96.0.0/16", "198.51.100.0/24"), Family.IPV6: ("fd00:96::/112", "fd00:51::/64")}
 LEAKS: Final = f"""
@@ -145,15 +147,18 @@ class Worlds:
         expected = {server_name("a1", PORTS[self._round % 2])} | ({"b1"} if zone is None else set())
         deadline = time.monotonic() + CONVERGENCE
         for family, ip in _MARKER_IPS.items():
-            target = ip, 1000 + self._round
-            source = AT[family].p1
-            wanted = frozenset(Served(by, source) for by in expected)
-            while (
-                met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))
-            ) != wanted:
-                side.check()
-                assert time.monotonic() < deadline, f"{side.name} does not follow: {met} in place of {wanted}"
-                await asyncio.sleep(0.05)
+            at = AT[family]
+            wanted = frozenset[Outcome](Served(by, at.p1) for by in expected)
+            await self._met(side, (ip, 1000 + self._round), wanted, deadline)
+            if self._round == 1:  # the ServiceCIDR is known
+                await self._met(side, (at.unused_cluster_ip, 80), frozenset({TIMEOUT}), deadline)
+
+    async def _met(self, side: Side, target: tuple[str, int], wanted: frozenset[Outcome], deadline: float) -> None:
+        """Return once new flows from p1 meet what is wanted, all of it."""
+        while (met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))) != wanted:
+            side.check()
+            assert time.monotonic() < deadline, f"{side.name} does not follow: {met} in place of {wanted}"
+            await asyncio.sleep(0.05)
 
 
 def _marker(number: int, zone: str | None) -> dict[str, Object]:
@@ -253,8 +258,8 @@ def _prepare(world: World) -> None:
             Path("/proc/sys/net/ipv4/icmp_ratemask").write_text("0")
             Path("/proc/sys/net/ipv6/icmp/ratemask").write_text("0")
             Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("0")
-            for name in ("udp_timeout", "udp_timeout_stream"):  # source ports come again
-                Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text("2")
+            for name in ("udp_timeout", "udp_timeout_stream"):
+                Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(UDP_TIMEOUT))
     rules = []
     for family, at in AT.items():
         ip = "ip" if family is Family.IPV4 else "ip6"
