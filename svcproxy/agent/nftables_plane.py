@@ -212,7 +212,7 @@ async def _alone(config: Config, state: AgentState) -> None:
     while True:
         found = await asyncio.to_thread(_others)
         state.others = found
-        serving = [each for each in found if each.alive is not False]
+        serving = [each for each in found if each.alive or (each.alive is None and not each.removable)]
         if not serving:
             state.blocked = ""
             return

@@ -5,15 +5,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from svcproxy.agent.surroundings import Derived, SurroundingsBuilder
+from svcproxy.config import DataplaneConfig
 from svcproxy.dataplane.contract import APPLIED
-from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
 from svcproxy.dataplane.nftables.presence import OWNED
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.frontends.table import FrontendDelta
-from svcproxy.model import EndpointSlice, Service
+from svcproxy.model import EndpointSlice, Service, Store
 from tests.frontends.world import World as Cluster
 from tests.netns.places import AT, IPV4, IPV6
 from tests.netns.stage import Settings
@@ -23,17 +24,20 @@ PRIMARY = (IPV4.n1, IPV6.n1)
 ADDRESSES = frozenset(ip for at in AT.values() for ip in (at.n1, at.second, at.loopback))
 
 
-def ground(settings: Settings, flags: TableFlag = OWNED) -> Ground:
-    """What the data plane of n1 is told of node and cluster."""
-    return Ground(
-        table_flags=flags,
-        surroundings=Surroundings(
-            pod_cidrs=tuple(at.pods for at in AT.values()),
-            service_cidrs=tuple(at.services for at in AT.values()),
-            masquerade_all=settings.masquerade_all,
-        ),
-        hairpin_cidrs=tuple(at.pods_n1 for at in AT.values()),
+def derived(settings: Settings, store: Store) -> Derived:
+    """What the agent of n1 would make of configuration and objects."""
+    config = DataplaneConfig(
+        cluster_cidrs=tuple(at.pods for at in AT.values()),
+        service_cidrs=tuple(at.services for at in AT.values()),
+        masquerade_all=settings.masquerade_all,
     )
+    return SurroundingsBuilder(config, "n1", store).derived
+
+
+def ground(settings: Settings, flags: TableFlag = OWNED, store: Store | None = None) -> Ground:
+    """What the data plane of n1 is told of node and cluster."""
+    made = derived(settings, store or Store())
+    return Ground(table_flags=flags, surroundings=made.surroundings, hairpin_cidrs=made.hairpin_cidrs)
 
 
 class NftablesStage:
@@ -48,13 +52,14 @@ class NftablesStage:
             node=NodeView("n1", settings.zone, ADDRESSES, PRIMARY),
             options=FrontendOptions(node_port_addresses=settings.node_port_addresses),
         )
-        self._ground = ground(settings, flags)
+        self._settings = settings
+        self._flags = flags
         self._group = group
         self._open()
 
     def _open(self) -> None:
         with self.world.n1.entered():
-            self.plane = NftablesDataplane(self._ground)
+            self.plane = NftablesDataplane(ground(self._settings, self._flags, self.cluster.store))
         self._run = self._group.create_task(self.plane.run(), name="nftables")
 
     async def apply(self, *objects: Service | EndpointSlice) -> None:
@@ -67,6 +72,9 @@ class NftablesStage:
         """The data plane takes a delta in."""
         outcomes = await self.plane.apply(delta)
         assert set(outcomes.values()) <= {APPLIED}
+        made = derived(self._settings, self.cluster.store)
+        if self.plane.set_ground(made.surroundings, made.hairpin_cidrs):
+            await self.resync()
         await self.plane.apply(FrontendDelta())  # what became surplus goes with the next change
 
     async def resync(self) -> FrontendDelta:

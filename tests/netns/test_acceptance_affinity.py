@@ -14,7 +14,7 @@ from svcproxy.dataplane.nftables.tables import TABLES
 from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.nftables_stage import NftablesStage, nftables
-from tests.netns.objects import NODE_PORT, PORT, load_balancer, service, slice_of
+from tests.netns.objects import NODE_PORT, PORT, load_balancer, ready, service, slice_of
 from tests.netns.places import AT, Addresses
 from tests.netns.probes import Served
 from tests.netns.stage import Target
@@ -116,7 +116,7 @@ async def test_affinity_is_of_the_service_port_and_shared_by_its_frontends(famil
 @FAMILIES
 @BOTH
 async def test_t35_affinity_with_policy_local_and_masquerade(family: Family, protocol: Protocol) -> None:
-    """The cluster and the local set share what clients remember, as far as it is in both; what is not is drawn anew."""
+    """The cluster and the local set share what clients remember, as far as it is in both."""
     at = AT[family]
     with World() as world:
         async with nftables(world) as stage:
@@ -137,6 +137,22 @@ async def test_t35_affinity_with_policy_local_and_masquerade(family: Family, pro
             near = {await stage.world.attempt("p1", protocol, (at.vip, PORT)) for _ in range(CLIENTS)}
             assert len(near) == 1
             assert {each.source for each in near if isinstance(each, Served)} == {at.p1}
+
+
+@FAMILIES
+async def test_a_client_keeps_an_endpoint_of_each_set_where_none_is_of_both(family: Family) -> None:
+    at = AT[family]
+    with World() as world:
+        async with nftables(world) as stage:
+            spec = {**sticky(LONG), "internalTrafficPolicy": "Local"}
+            there = [ready(at, pod, nodes=["n1"]) for pod in ("b1", "b2")]
+            here = [ready(at, pod, nodes=["n2"]) for pod in ("a1", "a2")]
+            await stage.apply(load_balancer(at, **spec), slice_of(at, *there, *here))
+            targets = (at.vip, PORT), (at.cluster_ip, PORT)
+            first = [await met(stage, at, Protocol.TCP, target) for target in targets]
+            assert [set(each) for each in first] == [{"b1", "b2"}, {"a1", "a2"}]
+            for target, kept in zip((*targets, *targets), (*first, *first), strict=True):
+                assert await met(stage, at, Protocol.TCP, target) == kept
 
 
 @FAMILIES

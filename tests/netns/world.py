@@ -7,13 +7,14 @@ addresses of n1 by way of n1. Each pod has a veth of its own and no neighbours, 
 """
 
 import asyncio
+import errno
 import itertools
 import json
 import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,8 @@ LOOKS_MAX = 2000
 _ROUTE_IS_LOCAL = 0x80000000
 SOURCE_PORTS = (32768, 61000)
 """Of clients, one after the other: a new flow must not be taken for an old one."""
+SOURCE_PORTS_TRIED = 1000
+"""In a row, for one that is free: after a round through all of them some are in TIME_WAIT."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
 _POD_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 _OUTSIDE = ("x", "y")
@@ -73,7 +76,12 @@ class World:
         at = AT[Family.IPV6 if ":" in target[0] else Family.IPV4]
         own = getattr(at, place) if place in _OUTSIDE else "::" if at.family is Family.IPV6 else "0.0.0.0"
         with self.namespace(place).entered():
-            return Flow(protocol, target, (source or own, port or next(self._ports)))
+            if port:
+                return Flow(protocol, target, (source or own, port))
+            for free in itertools.islice(self._ports, SOURCE_PORTS_TRIED):
+                with suppress(OSError):
+                    return Flow(protocol, target, (source or own, free))
+            raise OSError(errno.EADDRINUSE, "no free source port")
 
     async def attempt(
         self, place: str, protocol: Protocol, target: tuple[str, int], patience: float = PATIENCE, source: str = ""

@@ -162,6 +162,9 @@ def _operand(operand: Operand, family: Family, word: int) -> Sequence[Expression
         case Load.SERVICE_PORT:
             mask = host_order(layout.PORT_MASK)
             return meta(Meta.MARK, to=word), bitwise(mask, host_order(0), word=word, to=word)
+        case Load.SERVICE_PORT_AGAIN:
+            mask, xor = host_order(layout.PORT_MASK), host_order(layout.LOCAL_BIT)
+            return meta(Meta.MARK, to=word), bitwise(mask, xor, word=word, to=word)
         case Load.ORIGINAL_DADDR:
             return (ct(_ORIGINAL_DESTINATION[family], to=word, direction=Direction.ORIGINAL),)
         case Load.ORIGINAL_DPORT:

@@ -127,6 +127,8 @@ class Load(Enum):
     MARK = auto()
     SERVICE_PORT = auto()
     """The mark and `PORT_MASK`."""
+    SERVICE_PORT_AGAIN = auto()
+    """The same with `LOCAL_BIT`, which makes it another key for the same Service port."""
     ORIGINAL_DADDR = auto()
     """Of the original tuple of the connection, as the next two: what the client addressed."""
     ORIGINAL_DPORT = auto()
@@ -399,7 +401,8 @@ def rules_of(chain: BackendChain) -> tuple[Rule, ...]:
     """The rules of a backend chain.
 
     With affinity: draw a backend's id; remember it for the client, unless the client has one; take the client's; send
-    there. If the client's backend is not in the set any more, or nothing could be remembered, a fresh draw decides.
+    there. The client's backend may be in the other of the two sets only: then the same once more, with a second memory
+    of the client's. If that one is not in the set either, or nothing could be remembered, a fresh draw decides.
     Without: draw and send. Whatever a draw misses while slots change, the first slot has.
     """
     sets, destination = SETS_OF[chain.form], DESTINATION[chain.form]
@@ -408,20 +411,15 @@ def rules_of(chain: BackendChain) -> tuple[Rule, ...]:
     if chain.affinity_timeout is None:
         return ((SendTo(sets.ep, (*destination, Random(chain.size, base))),), (first,))
     marked = (*destination, Load.MARK)
-    client = (Load.SADDR, Load.SERVICE_PORT)
     draw: tuple[Rule, ...] = ((SetMark(Random(chain.size, base)),), (SetMarkFrom(sets.pick, marked),))
     scoped: tuple[Rule, ...] = ((OrMark(LOCAL_BIT),),) if chain.scope is Scope.LOCAL else ()
     send: Rule = (SendTo(sets.ep, marked, clear_mark=True),)
-    return (
-        *draw,
-        (Remember(SetName.AFF, client, chain.affinity_timeout),),
-        (SetMarkFrom(SetName.AFF, client),),
-        *scoped,
-        send,
-        *draw,
-        *scoped,
-        send,
-    )
+    rules: tuple[Rule, ...] = ()
+    for port in (Load.SERVICE_PORT, Load.SERVICE_PORT_AGAIN):
+        client = (Load.SADDR, port)
+        remember, recall = Remember(SetName.AFF, client, chain.affinity_timeout), SetMarkFrom(SetName.AFF, client)
+        rules += (*draw, (remember,), (recall,), *scoped, send)
+    return (*rules, *draw, *scoped, send)
 
 
 def surrounding_elements(surroundings: Surroundings) -> tuple[AddElement, ...]:

@@ -214,12 +214,14 @@ class NftablesDataplane:
             self._lent = False
             self._damaged.set()
 
-    def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
-        """Have other rules from the next `resync` on, which reads and compares everything."""
+    def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> bool:
+        """Have other rules from the next `resync` on, which reads and compares everything; False if nothing changes."""
         ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
         if ground != self._ground:
             self._ground = ground
             self._doubt("node or cluster are not what the rules say")
+            return True
+        return False
 
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""
@@ -266,7 +268,7 @@ class NftablesDataplane:
         foreign, self._foreign = self._foreign, False
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
         self._owned = established.owned
-        held = read(self._kernel, ground.families, owned=established.owned)
+        held = read(self._kernel, ground.families)
         was = desired if first else self._renderer.table
         self._renderer, phases = adopt(desired, held, established.chains, ground.surroundings, ground.hairpin_cidrs)
         self._shrink = ()
@@ -444,7 +446,7 @@ class NftablesDataplane:
         read_sets = []
         for family in self._ground.families:
             for name in COUNTED:
-                stored = self._reader.elements(TABLES[family], name.value, consistent=False)
+                stored = self._reader.elements(TABLES[family], name.value, complete=False)
                 if stored is not None:
                     read_sets.append(Elements(False, TABLES[family], name.value, stored))
         return read_sets

@@ -4,9 +4,7 @@
 import errno
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from svcproxy.dataplane.nftables import tables
 from svcproxy.dataplane.nftables.adoption import Contents, Place
@@ -15,6 +13,7 @@ from svcproxy.dataplane.nftables.elements import decode
 from svcproxy.dataplane.nftables.layout import SCHEMA, SETS, Surroundings
 from svcproxy.dataplane.nftables.messages import Request, TableFlag, delete_chain, delete_table, flush_chain
 from svcproxy.dataplane.nftables.operations import BackendChain, Data, chain_of
+from svcproxy.dataplane.nftables.owner import owner_of
 from svcproxy.dataplane.nftables.tables import TABLES
 from svcproxy.dataplane.nftables.transaction import Committed, Failure, Kernel, Rejected
 from svcproxy.errors import DataplaneLost
@@ -72,17 +71,14 @@ def establish(kernel: Kernel, families: Iterable[Family], flags: TableFlag, surr
     return Established(frozenset(chains), owned, tuple(foreign))
 
 
-def read(kernel: Kernel, families: Iterable[Family], *, owned: bool) -> Contents:
-    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone.
-
-    What others do to other tables disturbs the reading of tables that are `owned` no more than writing to them.
-    """
+def read(kernel: Kernel, families: Iterable[Family]) -> Contents:
+    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone."""
     held: dict[Place, Data] = {}
     for family in families:
         for name, spec in SETS.items():
             if spec.dynamic_size is not None:
                 continue
-            stored = kernel.elements(TABLES[family], name.value, consistent=not owned)
+            stored = kernel.elements(TABLES[family], name.value)
             if stored is None:
                 raise DataplaneLost(f"no set {name} in table {family.label} {TABLES[family].name}")
             decoded = decode(family, name, (each.element for each in stored))
@@ -102,18 +98,11 @@ def remove_chains(kernel: Kernel, chains: Sequence[tuple[Family, str]]) -> None:
         )
 
 
-def process_name(pid: int) -> str:
-    """A process as people know it: `nft (process 4711)`."""
-    with suppress(OSError):
-        return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (process {pid})"
-    return f"process {pid}"
-
-
 def _find(kernel: Kernel, family: Family) -> TableState | None:
     table = TABLES[family]
     found = next((each for each in kernel.tables(family) if each.table == table), None)
     if found is not None and found.owner not in (0, kernel.port):
-        raise TableTaken(f"table {family.label} {table.name} belongs to {process_name(found.owner)}")
+        raise TableTaken(f"table {family.label} {table.name} belongs to {owner_of(found.owner)}")
     return found
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, assert_never
 from svcproxy.dataplane.nftables import layout
 from svcproxy.dataplane.nftables.layout import (
     HOOKS,
+    LOCAL_BIT,
     PORT_MASK,
     SETS,
     TABLE,
@@ -306,6 +307,8 @@ def _operand(operand: Operand, family: Family, *, hashed: bool) -> str:
             return "meta mark"
         case Load.SERVICE_PORT:
             return f"(meta mark & {PORT_MASK:#010x})"
+        case Load.SERVICE_PORT_AGAIN:
+            return f"(meta mark & {PORT_MASK:#010x} | {LOCAL_BIT:#010x})"
         case Load.ORIGINAL_DADDR:
             return f"ct original {ip} daddr"
         case Load.ORIGINAL_DPORT:

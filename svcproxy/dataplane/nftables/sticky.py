@@ -13,14 +13,13 @@ from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.errors import DataplaneLost
 from svcproxy.model.meta import Family
 
-Memories = Mapping[Family, Collection[Element]]
+Memories = Mapping[Family, list[Element]]
 
 
 def read(kernel: Kernel, families: Iterable[Family]) -> Memories:
     """What clients remember. O(clients with affinity)."""
     return {
-        family: [each.element for each in kernel.elements(TABLES[family], SetName.AFF, consistent=False) or ()]
-        for family in families
+        family: [each.element for each in kernel.elements(TABLES[family], SetName.AFF) or ()] for family in families
     }
 
 
@@ -33,10 +32,8 @@ def stale(memories: Memories, ids: Mapping[Family, Collection[int]]) -> Memories
 def delete(kernel: Kernel, memories: Memories) -> None:
     """Delete them; what has expired meanwhile is passed over. Raises `DataplaneLost`."""
     for family, elements in memories.items():
-        # Once each: a list that changed while it was read may have some twice.
-        known = [*{each.key: each for each in elements}.values()]
-        for start in range(0, len(known), ELEMENTS_PER_REQUEST):
-            _delete(kernel, family, known[start : start + ELEMENTS_PER_REQUEST])
+        for start in range(0, len(elements), ELEMENTS_PER_REQUEST):
+            _delete(kernel, family, elements[start : start + ELEMENTS_PER_REQUEST])
 
 
 def _delete(kernel: Kernel, family: Family, elements: list[Element]) -> None:

@@ -182,16 +182,20 @@ class Kernel:
         """A table's rules in order, each with the name of its chain; none if there is no such table."""
         return self._objects(messages.list_rules(table), table)
 
-    def elements(self, table: Table, name: str, *, consistent: bool = True) -> tuple[StoredElement, ...] | None:
+    def elements(self, table: Table, name: str, *, complete: bool = True) -> tuple[StoredElement, ...] | None:
         """The elements of a set or map; None if there is no such set.
 
-        Not `consistent`, some may be missing or listed twice if the set changes meanwhile. Otherwise the list is asked
-        for again whenever anybody changes nf_tables in this namespace, which may be all the time.
+        While the kernel makes a hash table larger or smaller, which it goes on with after a batch is acknowledged, a
+        list has some elements twice instead of others. It is asked for again, unless it need not be `complete`.
         """
-        listed = self._list(messages.list_elements(table, name), consistent=consistent)
-        if listed is None:
-            return None
-        return tuple(element for each in listed if isinstance(each, Elements) for element in each.elements)
+        for _ in range(LIST_ATTEMPTS):
+            listed = self._list(messages.list_elements(table, name))
+            if listed is None:
+                return None
+            stored = tuple(each for part in listed if isinstance(part, Elements) for each in part.elements)
+            if not complete or len({_identity(each.element) for each in stored}) == len(stored):
+                return stored
+        raise DataplaneLost(f"{name}: {LIST_ATTEMPTS} lists in a row had elements twice")
 
     def element(self, table: Table, name: str, element: Element) -> StoredElement | None:
         """The element with this one's key, as the kernel has it; None if it, its set or its table is not there."""
@@ -213,8 +217,8 @@ class Kernel:
         listed = self._list(request) or ()
         return tuple(each for each in listed if isinstance(each, ObjectState) and each.table == table)
 
-    def _list(self, request: Request, *, consistent: bool = True) -> list[Content] | None:
-        """What the kernel lists; None if that of which it should list the parts is not there."""
+    def _list(self, request: Request) -> list[Content] | None:
+        """What the kernel lists, consistent; None if that of which it should list the parts is not there."""
         for _ in range(LIST_ATTEMPTS):
             listed: list[Content] = []
             interrupted = False
@@ -232,7 +236,7 @@ class Kernel:
                         listed.append(content)
             else:
                 raise DataplaneLost(f"{request.kind.name}: the list has no end")
-            if not (interrupted and consistent):
+            if not interrupted:
                 return listed
         raise DataplaneLost(f"{request.kind.name}: {LIST_ATTEMPTS} lists in a row changed while they were written")
 
@@ -243,8 +247,8 @@ class Kernel:
         acknowledged = False
         for answer in self._waiting():
             index = messages.position(answer.sequence, first)
-            if isinstance(answer.content, Elements) and 0 <= index < len(requests):
-                removed.append(answer.content)
+            if isinstance(answer.content, Elements) and answer.content.removed:
+                removed.append(answer.content)  # newer kernels give it sequence number 0
                 continue
             if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
                 continue  # an answer to something given up
@@ -340,6 +344,10 @@ def _waiting(sock: socket.socket) -> Iterator[Answer]:
         raise DataplaneLost(f"netlink: {exc.strerror}") from exc
     except DecodeError as exc:
         raise DataplaneLost(f"netlink: {exc}") from exc
+
+
+def _identity(element: Element) -> tuple[bytes, bytes, bool]:
+    return element.key, element.key_end, element.interval_end
 
 
 def _failure(requests: Sequence[Request], index: int, report: ErrorReport) -> Failure:

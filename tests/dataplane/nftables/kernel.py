@@ -260,6 +260,7 @@ class Kernel:
             Load.DPORT: packet.backend.port if packet.backend is not None else packet.port,
             Load.MARK: packet.mark,
             Load.SERVICE_PORT: packet.mark & layout.PORT_MASK,
+            Load.SERVICE_PORT_AGAIN: packet.mark & layout.PORT_MASK | layout.LOCAL_BIT,
             Load.ORIGINAL_DADDR: packet.ip,
             Load.ORIGINAL_DPORT: packet.port,
         }
