@@ -10,23 +10,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from svcproxy.dataplane.nftables.expressions import DROP as DROP_VERDICT
-from svcproxy.dataplane.nftables.expressions import Code, goto
 from svcproxy.dataplane.nftables.expressions import Verdict as StoredVerdict
 from svcproxy.dataplane.nftables.layout import SETS, FieldType, SetSpec
 from svcproxy.dataplane.nftables.messages import Element
 from svcproxy.dataplane.nftables.operations import (
-    DROP,
+    FORM_OF,
     Data,
     Drop,
     Field,
     Goto,
     Key,
     SetName,
-    Verdict,
-    chain_name,
-    chain_of,
 )
+from svcproxy.dataplane.nftables.ways import number_of, verdict_of
 from svcproxy.model.meta import Family, Protocol
 
 ENCODED_MEMO = 1 << 16
@@ -70,37 +66,28 @@ def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterat
         if spec.interval:
             end = _split(family, spec.key, element.key_end or element.key)
             key = (*key[:-1], _range(str(key[-1]), str(end[-1])))
-        yield key, _decode_data(family, spec, element.data)
+        yield key, _decode_data(family, name, element.data)
 
 
-def _encode_data(spec: SetSpec, data: Data) -> bytes | StoredVerdict | None:
+def _encode_data(spec: SetSpec, data: Data) -> bytes | None:
     match data:
         case None:
             return None
-        case Goto(chain):
-            return goto(chain_name(chain))
-        case Drop():
-            return DROP_VERDICT
+        case Goto() | Drop():
+            return number_of(data).to_bytes(4, sys.byteorder)
         case _:
             return _join(spec.data, data)
 
 
-def _decode_data(family: Family, spec: SetSpec, data: bytes | StoredVerdict | None) -> Data:
+def _decode_data(family: Family, name: SetName, data: bytes | StoredVerdict | None) -> Data:
+    spec = SETS[name]
     match data:
-        case StoredVerdict():
-            return _decode_verdict(data)
+        case bytes() if spec.verdicts:
+            return verdict_of(FORM_OF[name], int.from_bytes(data, sys.byteorder))
         case bytes() if spec.data:
             return _split(family, spec.data, data)
         case _:
             return None
-
-
-@lru_cache(maxsize=4096)
-def _decode_verdict(data: StoredVerdict) -> Verdict | None:
-    if data.code is Code.DROP:
-        return DROP
-    chain = chain_of(data.chain) if data.code is Code.GOTO else None
-    return None if chain is None else Goto(chain)
 
 
 def _join(types: tuple[FieldType, ...], fields: Key) -> bytes:

@@ -123,6 +123,8 @@ IPV6_ADDR = DataType(8, 16, ByteOrder.NETWORK)
 INET_PROTO = DataType(12, 1, ByteOrder.NONE)
 INET_SERVICE = DataType(13, 2, ByteOrder.NETWORK)
 MARK = DataType(19, 4, ByteOrder.HOST)
+CLASSID = DataType(23, 4, ByteOrder.HOST)
+"""Of the packet's priority."""
 IFNAME = DataType(41, 16, ByteOrder.HOST)
 VERDICT = DataType(0xFFFFFF00, 0, ByteOrder.NONE)
 """Data of a map only, and alone."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from svcproxy.dataplane.nftables.affinity import TIMEOUTS_MAX, Affinity, BackendIds
-from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_IDS, SLOT_BASE, firewall, split
+from svcproxy.dataplane.nftables.layout import AFFINE_SIZE_BITS, PORT_IDS, SLOT_BASE, firewall, split
 from svcproxy.dataplane.nftables.operations import (
     DROP,
     SETS_OF,
@@ -57,8 +57,8 @@ from svcproxy.frontends.keys import (
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
 from svcproxy.model.meta import Family, family_of
 
-BACKENDS_WITH_AFFINITY_MAX = BACKEND_IDS // 2
-"""Backends of a Service port with affinity, both sets together. Old and new ones have ids while slots change."""
+BACKENDS_WITH_AFFINITY_MAX = 1 << AFFINE_SIZE_BITS
+"""Backends of a Service port with affinity, both sets together."""
 
 MERGED_MEMO = 4096
 """Lists of source ranges remembered as merged."""
