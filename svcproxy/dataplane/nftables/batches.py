@@ -5,12 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from svcproxy.dataplane.nftables import elements
 from svcproxy.dataplane.nftables import messages as nft
-from svcproxy.dataplane.nftables.elements import encode
 from svcproxy.dataplane.nftables.layout import SETS
-from svcproxy.dataplane.nftables.messages import Element, Request
+from svcproxy.dataplane.nftables.messages import Request
 from svcproxy.dataplane.nftables.operations import (
     AddElement,
+    DeleteElement,
     EnsureChain,
     Operation,
     ReplaceElement,
@@ -24,9 +25,6 @@ OPERATIONS_PER_BATCH = 5_000
 """Others who change nftables wait for a batch; one of this size takes the kernel some ten milliseconds."""
 ELEMENTS_PER_REQUEST = 500
 """The longest element takes 130 octets, a list of them 64 KiB at most."""
-
-_Sourced = list[tuple[Element, Operation]]
-_Groups = dict[tuple[Family, SetName], _Sourced]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ def compose(operations: Iterable[Operation]) -> Batch:
     """One batch: chains, then what goes, then what comes."""
     requests: list[Request] = []
     origins: list[tuple[Operation, ...]] = []
-    going: _Groups = defaultdict(list)
-    coming: _Groups = defaultdict(list)
+    going: defaultdict[_Place, list[ReplaceElement | DeleteElement]] = defaultdict(list)
+    coming: defaultdict[_Place, list[AddElement | ReplaceElement]] = defaultdict(list)
     for operation in operations:
         if isinstance(operation, EnsureChain):
             made = tuple(backend_chain(operation.family, operation.chain))
@@ -70,26 +68,46 @@ def compose(operations: Iterable[Operation]) -> Batch:
             continue
         place = operation.family, operation.set
         if not isinstance(operation, AddElement):
-            going[place] += ((each, operation) for each in encode(operation.set, operation.key))
-        if isinstance(operation, AddElement | ReplaceElement):
-            coming[place] += ((each, operation) for each in encode(operation.set, operation.key, operation.data))
-    for (family, name), sourced in going.items():
-        counted = SETS[name].counter
-        for part, sources in _parts(sourced):
-            requests += nft.delete_elements(TABLES[family], name.value, part, echo=counted)
+            going[place].append(operation)
+        if not isinstance(operation, DeleteElement):
+            coming[place].append(operation)
+    for (family, name), removals in going.items():
+        for contents, sources in _parts(*_taken_out(name, removals)):
+            requests += nft.delete_contents(TABLES[family], name.value, contents, echo=SETS[name].counter)
             origins.append(sources)
-    for (family, name), sourced in coming.items():
-        for part, sources in _parts(sourced):
-            requests += nft.new_elements(TABLES[family], name.value, part)
+    for (family, name), additions in coming.items():
+        for contents, sources in _parts(*_put_in(name, additions)):
+            requests += nft.new_contents(TABLES[family], name.value, contents)
             origins.append(sources)
     assert len(requests) == len(origins)
     return Batch(tuple(requests), tuple(origins))
 
 
-def _parts(sourced: _Sourced) -> Iterator[tuple[list[Element], tuple[Operation, ...]]]:
-    for start in range(0, len(sourced), ELEMENTS_PER_REQUEST):
-        part = sourced[start : start + ELEMENTS_PER_REQUEST]
-        yield [element for element, _ in part], tuple(operation for _, operation in part)
+_Place = tuple[Family, SetName]
+_Sourced = tuple[Sequence[bytes], Sequence[Operation]]
+"""Elements, and the operation that each is for."""
+
+
+def _taken_out(name: SetName, removals: Sequence[ReplaceElement | DeleteElement]) -> _Sourced:
+    if not SETS[name].interval:
+        return elements.keys(name, removals), removals
+    found = [(nft.content(each), one) for one in removals for each in elements.encode(name, one.key)]
+    return [octets for octets, _ in found], [one for _, one in found]
+
+
+def _put_in(name: SetName, additions: Sequence[AddElement | ReplaceElement]) -> _Sourced:
+    if not SETS[name].interval:
+        return elements.contents(name, additions), additions
+    found = [(nft.content(each), one) for one in additions for each in elements.encode(name, one.key, one.data)]
+    return [octets for octets, _ in found], [one for _, one in found]
+
+
+def _parts(
+    contents: Sequence[bytes], sources: Sequence[Operation]
+) -> Iterator[tuple[Sequence[bytes], tuple[Operation, ...]]]:
+    for start in range(0, len(contents), ELEMENTS_PER_REQUEST):
+        end = start + ELEMENTS_PER_REQUEST
+        yield contents[start:end], tuple(sources[start:end])
 
 
 def _together(left: Operation, right: Operation) -> bool:

@@ -79,7 +79,9 @@ class Changes:
         An operation for no frontend in particular that the kernel refuses is one that it needs no more. Raises
         `DataplaneLost` when nothing can be changed at all.
         """
-        for part in cut([operation for operation in operations if self._possible(operation)]):
+        if self.refused or len(self._families) < len(Family):
+            operations = [operation for operation in operations if self._possible(operation)]
+        for part in cut(operations):
             self._run(part)
 
     def carry_out(self, phases: Phases) -> None:

@@ -6,20 +6,25 @@ address space), and one with two keys in a set of concatenations.
 """
 
 import ipaddress
+import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 from svcproxy.dataplane.nftables.expressions import Verdict as StoredVerdict
-from svcproxy.dataplane.nftables.layout import SETS, FieldType, SetSpec
-from svcproxy.dataplane.nftables.messages import Element
+from svcproxy.dataplane.nftables.layout import SETS, FieldType
+from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, plain_content
 from svcproxy.dataplane.nftables.operations import (
     FORM_OF,
+    AddElement,
     Data,
+    DeleteElement,
     Drop,
     Field,
     Goto,
     Key,
+    ReplaceElement,
     SetName,
 )
 from svcproxy.dataplane.nftables.ways import number_of, verdict_of
@@ -36,19 +41,56 @@ _OCTETS = {Family.IPV4: 4, Family.IPV6: 16}
 _BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
 
+@lru_cache(maxsize=ENCODED_MEMO)
+def packed(ip: str) -> bytes:
+    """An address in network order."""
+    return ipaddress.IPv6Address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
+
+
+_Encoder = Callable[[Any], bytes]
+_ENCODE: dict[FieldType, _Encoder] = {
+    FieldType.ADDRESS: packed,
+    FieldType.PREFIX: packed,
+    FieldType.PROTOCOL: _PROTOCOL_WORDS.__getitem__,
+    FieldType.PORT: struct.Struct(">H2x").pack,
+    FieldType.MARK: struct.Struct("=I").pack,
+}
+_ENCODERS = {
+    name: (tuple(_ENCODE[each] for each in spec.key), tuple(_ENCODE[each] for each in spec.data))
+    for name, spec in SETS.items()
+}
+"""Of the fields of key and data."""
+
+
+def contents(name: SetName, operations: Iterable[AddElement | ReplaceElement]) -> list[bytes]:
+    """The elements that operations put in, of a set without ranges, as requests have them: one for each."""
+    spec = SETS[name]
+    into_key, into_data = _ENCODERS[name]
+    if spec.verdicts:
+        return [plain_content(_joined(into_key, each.key), _number(each.data)) for each in operations]
+    return [plain_content(_joined(into_key, each.key), _joined(into_data, _fields(each.data))) for each in operations]
+
+
+def keys(name: SetName, operations: Iterable[ReplaceElement | DeleteElement]) -> list[bytes]:
+    """The elements that operations take out, likewise."""
+    into_key, _ = _ENCODERS[name]
+    return [plain_content(_joined(into_key, each.key), b"") for each in operations]
+
+
 def encode(name: SetName, key: Key, data: Data = None) -> tuple[Element, ...]:
     """The elements that stand for one of the layout's."""
     spec = SETS[name]
-    stored = _encode_data(spec, data)
+    into_key, into_data = _ENCODERS[name]
+    stored = None if data is None else _number(data) if spec.verdicts else _joined(into_data, _fields(data))
     if not spec.interval:
-        return (Element(_join(spec.key, key), stored),)
+        return (Element(_joined(into_key, key), stored),)
     first, last = _bounds(str(key[-1]))
     if len(key) == 1:
         start = Element(first.packed)
         if int(last) + 1 == 1 << last.max_prefixlen:
             return (start,)
         return start, Element((last + 1).packed, interval_end=True)
-    shared = _join(spec.key[:-1], key[:-1])
+    shared = _joined(into_key[:-1], key[:-1])
     return (Element(shared + first.packed, key_end=shared + last.packed),)
 
 
@@ -69,16 +111,6 @@ def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterat
         yield key, _decode_data(family, name, element.data)
 
 
-def _encode_data(spec: SetSpec, data: Data) -> bytes | None:
-    match data:
-        case None:
-            return None
-        case Goto() | Drop():
-            return number_of(data).to_bytes(4, sys.byteorder)
-        case _:
-            return _join(spec.data, data)
-
-
 def _decode_data(family: Family, name: SetName, data: bytes | StoredVerdict | None) -> Data:
     spec = SETS[name]
     match data:
@@ -90,21 +122,20 @@ def _decode_data(family: Family, name: SetName, data: bytes | StoredVerdict | No
             return None
 
 
-def _join(types: tuple[FieldType, ...], fields: Key) -> bytes:
+def _joined(encoders: Iterable[_Encoder], fields: Key) -> bytes:
     """A concatenation, each field filled up to whole words."""
-    return b"".join(map(_encode_field, types, fields))
+    return b"".join([encode(field) for encode, field in zip(encoders, fields, strict=True)])
 
 
-def _encode_field(kind: FieldType, value: Field) -> bytes:
-    match kind:
-        case FieldType.ADDRESS | FieldType.PREFIX:
-            return packed(str(value))
-        case FieldType.PROTOCOL:
-            return _PROTOCOL_WORDS[value]
-        case FieldType.PORT:
-            return int(value).to_bytes(2) + b"\0\0"
-        case FieldType.MARK:
-            return int(value).to_bytes(4, sys.byteorder)
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _number(verdict: Data) -> bytes:
+    assert isinstance(verdict, Goto | Drop)
+    return number_of(verdict).to_bytes(4, sys.byteorder)
+
+
+def _fields(data: Data) -> Key:
+    assert data is None or isinstance(data, tuple)
+    return data or ()
 
 
 def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key:
@@ -132,12 +163,6 @@ def _protocol(octet: bytes) -> Protocol | int:
     """The protocol, or the number of one that is none of ours."""
     number = int.from_bytes(octet)
     return _PROTOCOLS.get(number, number)
-
-
-@lru_cache(maxsize=ENCODED_MEMO)
-def packed(ip: str) -> bytes:
-    """An address in network order."""
-    return ipaddress.IPv6Address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
 
 
 @lru_cache(maxsize=ENCODED_MEMO)

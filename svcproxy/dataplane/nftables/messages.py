@@ -197,6 +197,29 @@ def concatenation(*fields: bytes) -> bytes:
     return b"".join(map(padded, fields))
 
 
+def content(element: Element) -> bytes:
+    """An element in octets, without the attribute around it. Raises ValueError, see `new_elements`."""
+    octets = u32(3, 1) if element.interval_end else b""
+    if element.timeout_ms:
+        octets += u64(4, element.timeout_ms)
+    octets += _value(1, element.key)
+    if element.key_end:
+        octets += _value(10, element.key_end)
+    match element.data:
+        case None:
+            return octets
+        case bytes():
+            return octets + _value(2, element.data)
+        case verdict:
+            return octets + _verdict(verdict)
+
+
+def plain_content(key: bytes, data: bytes) -> bytes:
+    """The same of an element that is a key, and data unless they are empty; both in whole words."""
+    start = _value_head(1, len(key)) + key
+    return start + _value_head(2, len(data)) + data if data else start
+
+
 def new_table(table: Table, flags: TableFlag = TableFlag.NONE, comment: str = "") -> Request:
     """Make the table or, with OWNER, claim one that has lost its owner.
 
@@ -277,7 +300,7 @@ def new_elements(table: Table, name: str, elements: Iterable[Element], *, set_id
     A key that is there already must have the same data, or the kernel refuses it with EEXIST or EBUSY.
     """
     named = u32(4, set_id) if set_id else b""
-    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, named, elements)
+    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, named, map(content, elements))
 
 
 def delete_elements(table: Table, name: str, elements: Iterable[Element], *, echo: bool = False) -> Iterator[Request]:
@@ -286,6 +309,16 @@ def delete_elements(table: Table, name: str, elements: Iterable[Element], *, ech
     With `echo` the kernel says what it took out.
     """
     return _elements(Kind.DELETE_ELEMENTS, NLM_F_ECHO if echo else 0, table, name, b"", map(_bare, elements))
+
+
+def new_contents(table: Table, name: str, contents: Iterable[bytes]) -> Iterator[Request]:
+    """As `new_elements`, of elements as `content` and `plain_content` have them."""
+    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, b"", contents)
+
+
+def delete_contents(table: Table, name: str, contents: Iterable[bytes], *, echo: bool = False) -> Iterator[Request]:
+    """As `delete_elements`, likewise; data must not be in them."""
+    return _elements(Kind.DELETE_ELEMENTS, NLM_F_ECHO if echo else 0, table, name, b"", contents)
 
 
 def get_generation() -> Request:
@@ -392,50 +425,38 @@ def _request(kind: Kind, flags: int, table: Table, *attributes: bytes) -> Reques
 
 
 def _elements(
-    kind: Kind, flags: int, table: Table, name: str, set_id: bytes, elements: Iterable[Element]
+    kind: Kind, flags: int, table: Table, name: str, set_id: bytes, contents: Iterable[bytes]
 ) -> Iterator[Request]:
     named = (text(1, table.name), text(2, name), set_id)
     room = MAX_ATTRIBUTE_OCTETS - ATTRIBUTE.size
     parts: list[bytes] = []
     octets = 0
-    for element in elements:
-        content = _element(element)
-        if parts and (len(parts) == MAX_ELEMENTS_PER_MESSAGE or octets + ATTRIBUTE.size + len(content) > room):
+    for each in contents:
+        length = ATTRIBUTE.size + len(each)
+        if parts and (len(parts) == MAX_ELEMENTS_PER_MESSAGE or octets + length > room):
             yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
             parts, octets = [], 0
         # nft numbers the elements of a list; the kernel does not look.
-        parts.append(ATTRIBUTE.pack(ATTRIBUTE.size + len(content), NESTED | len(parts) + 1) + content)
-        octets += len(parts[-1])
+        parts.append(ATTRIBUTE.pack(length, NESTED | len(parts) + 1) + each)
+        octets += length
     if parts:
         yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
 
 
-def _bare(element: Element) -> Element:
+def _bare(element: Element) -> bytes:
     """Only what tells it from others."""
-    return Element(element.key, None, element.key_end, 0, element.interval_end)
-
-
-def _element(element: Element) -> bytes:
-    content = u32(3, 1) if element.interval_end else b""
-    if element.timeout_ms:
-        content += u64(4, element.timeout_ms)
-    content += _value(1, element.key)
-    if element.key_end:
-        content += _value(10, element.key_end)
-    match element.data:
-        case None:
-            return content
-        case bytes():
-            return content + _value(2, element.data)
-        case verdict:
-            return content + _verdict(verdict)
+    return content(Element(element.key, None, element.key_end, 0, element.interval_end))
 
 
 def _value(kind: int, octets: bytes) -> bytes:
-    length = len(octets)
+    return _value_head(kind, len(octets)) + padded(octets)
+
+
+@lru_cache
+def _value_head(kind: int, length: int) -> bytes:
     if length > MAX_VALUE_OCTETS:
         raise ValueError(f"a key or datum has {MAX_VALUE_OCTETS} octets at most, not {length}")
-    return _KEY.pack(_KEY.size + aligned(length), kind | NESTED, ATTRIBUTE.size + length, 1) + padded(octets)
+    return _KEY.pack(_KEY.size + aligned(length), kind | NESTED, ATTRIBUTE.size + length, 1)
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

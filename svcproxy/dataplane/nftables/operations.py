@@ -6,6 +6,7 @@ addresses and prefixes as canonical text, protocols as `Protocol`, ports and mar
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -237,6 +238,10 @@ FORM_OF = {name: form for form, sets in SETS_OF.items() for name in msgspec.stru
 """The form of the frontends that a set is about; shared sets are absent."""
 
 
+PREFIX_FIELDS = {Form.ADDRESS: 3, Form.NODE_PORT: 2}
+"""How many fields of a key are the frontend."""
+
+
 def form_of(key: FrontendKey) -> Form:
     """The form of a frontend."""
     return Form.NODE_PORT if isinstance(key, NodePort) else Form.ADDRESS
@@ -252,11 +257,25 @@ def frontend_of(operation: Operation) -> FrontendKey | None:
     return None if isinstance(operation, EnsureChain) else frontend_at(operation.family, operation.set, operation.key)
 
 
+def frontends_of(operations: Iterable[Operation]) -> set[FrontendKey]:
+    """The frontends that operations are for."""
+    prefixes = {
+        (operation.family, form, operation.key[: PREFIX_FIELDS[form]])
+        for operation in operations
+        if not isinstance(operation, EnsureChain) and (form := FORM_OF.get(operation.set)) is not None
+    }
+    return {_frontend(family, form, prefix) for family, form, prefix in prefixes}
+
+
 def frontend_at(family: Family, name: SetName, key: Key) -> FrontendKey | None:
     """The frontend that an element belongs to; None in sets that frontends share."""
     form = FORM_OF.get(name)
     if form is None:
         return None
+    return _frontend(family, form, key)
+
+
+def _frontend(family: Family, form: Form, key: Key) -> FrontendKey:
     if form is Form.ADDRESS:
         ip, protocol, port = key[:3]
         return Address(str(ip), Protocol(str(protocol)), int(port))

@@ -25,7 +25,7 @@ from svcproxy.dataplane.nftables.counts import COUNTED, Counts
 from svcproxy.dataplane.nftables.inspection import Seen, inspect
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
-from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontend_of
+from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontends_of
 from svcproxy.dataplane.nftables.presence import OWNED, establish, read
 from svcproxy.dataplane.nftables.render import Rendered, Renderer
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -274,8 +274,7 @@ class NftablesDataplane:
         self._read_before = True
         if not first:
             self.drifted += len(found)
-        touched = {key for each in found if (key := frontend_of(each)) is not None}
-        return repairs(was, desired, touched, self._changes.refused)
+        return repairs(was, desired, frontends_of(found), self._changes.refused)
 
     def _outcome(self, key: FrontendKey) -> Outcome:
         reason = self._changes.refused.get(key)
@@ -431,20 +430,18 @@ def repairs(
 
     Frontends that are refused are not repaired.
     """
-    changed = diff(before, desired)
+    changed = diff(before, desired) if before is not desired else FrontendDelta()
     came = {frontend.key for frontend in changed.frontends}.union(touched).difference(refused)
     went = set(changed.removed).union(touched).difference(refused)
     whole = [
         desired.frontends[key].backend_set(scope) for key in touched if key in desired.frontends for scope in Scope
     ]
     backends = {change.key: change for change in changed.backends}
-    backends |= {
-        key: BackendSetDelta(key, tuple(sorted(desired.backends[key]))) for key in whole if key in desired.backends
-    }
+    backends |= {key: BackendSetDelta(key, tuple(desired.backends[key])) for key in whole if key in desired.backends}
     return FrontendDelta(
         frontends=tuple(desired.frontends[key] for key in came if key in desired.frontends),
         removed=tuple(key for key in went if key not in desired.frontends),
-        backends=tuple(backends[key] for key in sorted(backends)),
+        backends=tuple(backends.values()),
         node_port_addresses=changed.node_port_addresses,
         health_checks=changed.health_checks,
         health_checks_removed=changed.health_checks_removed,
