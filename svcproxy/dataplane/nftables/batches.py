@@ -27,6 +27,9 @@ ELEMENTS_PER_REQUEST = 500
 """The longest element takes 130 octets, a list of them 64 KiB at most."""
 
 
+_RANGED = frozenset(name for name, spec in SETS.items() if spec.interval)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What is in force as a whole or not at all."""
@@ -54,6 +57,15 @@ def cut(operations: Sequence[Operation], size: int = OPERATIONS_PER_BATCH) -> It
         yield operations[start:]
 
 
+def at_once(grow: Iterable[Operation]) -> bool:
+    """Whether what nothing refers to yet may come in one batch with what refers to it.
+
+    Elements of a batch take effect at one instant. But packets on their way keep the rules with which they began, and
+    find new chains empty; and ranges take effect a moment after all else.
+    """
+    return not any(isinstance(each, EnsureChain) or each.set in _RANGED for each in grow)
+
+
 def compose(operations: Iterable[Operation]) -> Batch:
     """One batch: chains, then what goes, then what comes."""
     requests: list[Request] = []
@@ -73,11 +85,11 @@ def compose(operations: Iterable[Operation]) -> Batch:
             coming[place].append(operation)
     for (family, name), removals in going.items():
         for contents, sources in _parts(*_taken_out(name, removals)):
-            requests += nft.delete_contents(TABLES[family], name.value, contents, echo=SETS[name].counter)
+            requests += nft.delete_contents(TABLES[family], name, contents, echo=SETS[name].counter)
             origins.append(sources)
     for (family, name), additions in coming.items():
         for contents, sources in _parts(*_put_in(name, additions)):
-            requests += nft.new_contents(TABLES[family], name.value, contents)
+            requests += nft.new_contents(TABLES[family], name, contents)
             origins.append(sources)
     assert len(requests) == len(origins)
     return Batch(tuple(requests), tuple(origins))
@@ -89,14 +101,14 @@ _Sourced = tuple[Sequence[bytes], Sequence[Operation]]
 
 
 def _taken_out(name: SetName, removals: Sequence[ReplaceElement | DeleteElement]) -> _Sourced:
-    if not SETS[name].interval:
+    if name not in _RANGED:
         return elements.keys(name, removals), removals
     found = [(nft.content(each), one) for one in removals for each in elements.encode(name, one.key)]
     return [octets for octets, _ in found], [one for _, one in found]
 
 
 def _put_in(name: SetName, additions: Sequence[AddElement | ReplaceElement]) -> _Sourced:
-    if not SETS[name].interval:
+    if name not in _RANGED:
         return elements.contents(name, additions), additions
     found = [(nft.content(each), one) for one in additions for each in elements.encode(name, one.key, one.data)]
     return [octets for octets, _ in found], [one for _, one in found]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from svcproxy.dataplane.nftables.adoption import Place, compare
 from svcproxy.dataplane.nftables.answers import Elements
-from svcproxy.dataplane.nftables.batches import Batch, compose, cut
+from svcproxy.dataplane.nftables.batches import Batch, at_once, compose, cut
 from svcproxy.dataplane.nftables.elements import decode, encode
 from svcproxy.dataplane.nftables.operations import AddElement, Data, EnsureChain, Operation, Phases, frontend_of
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -84,10 +84,17 @@ class Changes:
         for part in cut(operations):
             self._run(part)
 
+    def advance(self, phases: Phases, surplus: Sequence[Operation] = ()) -> None:
+        """What was surplus before, then grow and flip: as one where packets cannot tell."""
+        if at_once(phases.grow):
+            self.run((*surplus, *phases.grow, *phases.flip))
+        else:
+            self.run((*surplus, *phases.grow))
+            self.run(phases.flip)
+
     def carry_out(self, phases: Phases) -> None:
         """All phases, with the pause before the last."""
-        self.run(phases.grow)
-        self.run(phases.flip)
+        self.advance(phases)
         if phases.flip and phases.shrink:
             time.sleep(SHRINK_DELAY)
         self.run(phases.shrink)

@@ -130,8 +130,7 @@ VERDICT = DataType(0xFFFFFF00, 0, ByteOrder.NONE)
 """Data of a map only, and alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, gc=False):
     """A table's name is its own in each family."""
 
     family: Family
@@ -182,8 +181,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """The first key after a range, in a set of intervals without concatenation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One message for the kernel, without the header that gives it its place in a batch."""
 
     kind: Kind
@@ -412,6 +410,7 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_BODY = _NFGENMSG.pack(0, 0, 10)
 _MAP, _CONCAT = 0x8, 0x80
 _ELEMENTS = 3
+_LISTED = _ELEMENTS | NESTED
 _TYPE_BITS = 6
 """Of each field in the number of a concatenation."""
 _CONCATENATION = b"\x00\x04" + struct.pack("=I", 13) + b"\x01\x00"
@@ -427,20 +426,25 @@ def _request(kind: Kind, flags: int, table: Table, *attributes: bytes) -> Reques
 def _elements(
     kind: Kind, flags: int, table: Table, name: str, set_id: bytes, contents: Iterable[bytes]
 ) -> Iterator[Request]:
-    named = (text(1, table.name), text(2, name), set_id)
+    head = _elements_head(table, name) + set_id
     room = MAX_ATTRIBUTE_OCTETS - ATTRIBUTE.size
     parts: list[bytes] = []
     octets = 0
     for each in contents:
         length = ATTRIBUTE.size + len(each)
         if parts and (len(parts) == MAX_ELEMENTS_PER_MESSAGE or octets + length > room):
-            yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
+            yield Request(kind, flags, head + ATTRIBUTE.pack(ATTRIBUTE.size + octets, _LISTED) + b"".join(parts))
             parts, octets = [], 0
         # nft numbers the elements of a list; the kernel does not look.
         parts.append(ATTRIBUTE.pack(length, NESTED | len(parts) + 1) + each)
         octets += length
     if parts:
-        yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
+        yield Request(kind, flags, head + ATTRIBUTE.pack(ATTRIBUTE.size + octets, _LISTED) + b"".join(parts))
+
+
+@lru_cache
+def _elements_head(table: Table, name: str) -> bytes:
+    return _NFGENMSG.pack(NFPROTO[table.family], 0, 0) + text(1, table.name) + text(2, name)
 
 
 def _bare(element: Element) -> bytes:

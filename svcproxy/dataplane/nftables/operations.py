@@ -174,7 +174,7 @@ Operation = AddElement | ReplaceElement | DeleteElement | EnsureChain
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """What one delta asks for. A phase is complete in the kernel before the next begins.
+    """What one delta asks for. A phase is complete in the kernel before the next begins, or see `batches.at_once`.
 
     Between flip and shrink lies a millisecond at least: a packet that read the old verdict finishes with the old slots.
     A phase may be cut into batches anywhere but between the operations of one frontend; operations outside frontends

@@ -8,7 +8,7 @@ plane's own. What surplus slots a change leaves goes a millisecond later, while 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -112,15 +112,15 @@ class NftablesDataplane:
     async def apply(self, delta: FrontendDelta) -> Mapping[FrontendKey, Outcome]:
         """Take a delta in; returns when the kernel has acknowledged that it is in force."""
         async with self._working():
-            await self._finish()
+            surplus = await self._due()
             self._heard()
             if self._unsure:
                 raise DataplaneLost(self._unsure)
-            if _size(delta) <= INLINE_CHANGES:
+            if _size(delta) + len(surplus) <= INLINE_CHANGES:
                 with self._sure():
-                    rendered = self._apply(delta)
+                    rendered = self._apply(delta, surplus)
             else:
-                rendered = await self._in_thread(lambda: self._apply(delta))
+                rendered = await self._in_thread(lambda: self._apply(delta, surplus))
             if self._shrink:
                 self._surplus.set()
             self._remember_to_forget(rendered.stale_ids)
@@ -230,11 +230,10 @@ class NftablesDataplane:
     def _elements_of(self, key: FrontendKey) -> Iterable[AddElement]:
         return self._renderer.elements_of(key)
 
-    def _apply(self, delta: FrontendDelta) -> Rendered:
+    def _apply(self, delta: FrontendDelta, surplus: Sequence[Operation] = ()) -> Rendered:
         rendered = self._renderer.render(delta)
         phases = rendered.phases
-        self._changes.run(phases.grow)
-        self._changes.run(phases.flip)
+        self._changes.advance(phases, surplus)
         if self._changes.refused:
             time.sleep(SHRINK_DELAY)
             self._changes.run(phases.shrink)
@@ -280,14 +279,18 @@ class NftablesDataplane:
         reason = self._changes.refused.get(key)
         return APPLIED if reason is None else Refused(reason)
 
+    async def _due(self) -> Sequence[Operation]:
+        """What is surplus, when its time has come. Holds the lock."""
+        if not self._shrink:
+            return ()
+        if (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        operations, self._shrink = self._shrink, ()
+        return () if self._unsure else operations
+
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
-        if not self._shrink:
-            return
-        await asyncio.sleep(max(0.0, self._shrink_at - time.monotonic()))
-        operations, self._shrink = self._shrink, ()
-        if self._unsure:
-            return
+        operations = await self._due()
         if len(operations) <= INLINE_CHANGES:
             with self._sure():
                 self._changes.run(operations)

@@ -61,6 +61,7 @@ BACKENDS_WITH_AFFINITY_MAX = 1 << AFFINE_SIZE_BITS
 MERGED_MEMO = 4096
 """Lists of source ranges remembered as merged."""
 
+_SCOPES = tuple(Scope)
 _REJECT = Goto(FixedChain.REJECT)
 
 
@@ -136,23 +137,22 @@ class Renderer:
         script = _Script(self._chains)
         old_addresses = self.table.node_port_addresses
         named = {frontend.key for frontend in delta.frontends}.union(delta.removed)
-        touched = {change.key for change in delta.backends}
-        everyone = self._tracked.affected(delta)
-        affected = [
-            key
-            for key in everyone
-            if key in named or any(self.table.frontends[key].backend_set(scope) in touched for scope in Scope)
-        ]
         changes = {
             change.key: self._slots.setdefault(change.key, Slots()).change(change.added, change.removed)
             for change in delta.backends
         }
-        self._tracked.apply(delta)
+        resized = {
+            (key.service_port, key.family) for key, change in changes.items() if change.size != change.size_before
+        }
+        everyone = self._tracked.apply(delta).frontends
         compromised: dict[FrontendKey, str] = {}
         let_go: list[Plan] = []
         cluster_ips: dict[str, int] = {}
-        for key in affected:
+        for key in everyone:
             old = self._plans.get(key)
+            if old is not None and key not in named and (_port_of(old), key.family) not in resized:
+                self._render_changed(script, old, changes)
+                continue
             new = self._plan(key, old, compromised)
             self._render_frontend(script, key, old, new, changes)
             if old is not None:
@@ -208,10 +208,11 @@ class Renderer:
         changes: Mapping[BackendSetKey, SlotChange],
     ) -> None:
         addresses = self.table.node_port_addresses
-        for ip in sorted(addresses - old_addresses):
-            script.grow.append(AddElement(family_of(ip), SetName.NODE_IPS, (ip,)))
-        for ip in sorted(old_addresses - addresses):
-            script.shrink.append(DeleteElement(family_of(ip), SetName.NODE_IPS, (ip,)))
+        if addresses != old_addresses:
+            for ip in sorted(addresses - old_addresses):
+                script.grow.append(AddElement(family_of(ip), SetName.NODE_IPS, (ip,)))
+            for ip in sorted(old_addresses - addresses):
+                script.shrink.append(DeleteElement(family_of(ip), SetName.NODE_IPS, (ip,)))
         for ip, by in cluster_ips.items():
             if ip and by:
                 script.count(self._cluster_ips, ip, by, SetName.CLUSTER_IPS, (ip,))
@@ -250,7 +251,8 @@ class Renderer:
             return None
         timeout = self._affinity_timeout(frontend, old, compromised)
         sets = SETS_OF[form_of(key)]
-        scopes = sorted({scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)})
+        near_scope, far_scope = scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)
+        scopes = (near_scope,) if near_scope is far_scope else _SCOPES
         near = self._verdict(frontend, SourceKind.POD, timeout)
         far = near if len(scopes) == 1 else self._verdict(frontend, SourceKind.OTHER, timeout)
         if near == far:
@@ -278,7 +280,7 @@ class Renderer:
         wanted = frontend.affinity_timeout
         if wanted is None:
             return None
-        size = sum(len(self._slots.get(frontend.backend_set(scope), ())) for scope in Scope)
+        size = sum(len(self._slots.get(frontend.backend_set(scope), ())) for scope in _SCOPES)
         if size > BACKENDS_WITH_AFFINITY_MAX:
             compromised[frontend.key] = f"no affinity: {size} backends, of {BACKENDS_WITH_AFFINITY_MAX} possible"
             return None
@@ -307,7 +309,7 @@ class Renderer:
     ) -> None:
         old_pools = {pool.backends.scope: pool for pool in old.pools} if old is not None else {}
         new_pools = {pool.backends.scope: pool for pool in new.pools} if new is not None else {}
-        for scope in Scope:
+        for scope in _SCOPES:
             self._render_pool(script, key, old_pools.get(scope), new_pools.get(scope), changes)
         if old != new:
             _render_plan(script, key, old, new)
@@ -315,6 +317,11 @@ class Renderer:
             self._plans[key] = new
         else:
             self._plans.pop(key, None)
+
+    def _render_changed(self, script: "_Script", plan: Plan, changes: Mapping[BackendSetKey, SlotChange]) -> None:
+        """A frontend of which nothing changes but backends."""
+        for pool in plan.pools:
+            self._render_pool(script, plan.key, pool, pool, changes)
 
     def _render_pool(
         self,
@@ -330,8 +337,8 @@ class Renderer:
             change = changes.get(old.backends)
             if change is None:
                 return
-            before = ((slot, was) for slot, (was, _) in change.slots.items() if was is not None)
-            after = ((slot, now) for slot, (_, now) in change.slots.items() if now is not None)
+            before = [(slot, was) for slot, (was, _) in change.slots.items() if was is not None]
+            after = [(slot, now) for slot, (_, now) in change.slots.items() if now is not None]
         else:
             if old is not None:
                 before = self._slots_before(old.backends, changes)

@@ -30,7 +30,7 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
-from svcproxy.dataplane.nftables.netlink import ErrorReport
+from svcproxy.dataplane.nftables.netlink import ErrorReport, is_acknowledgement
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
 
@@ -99,6 +99,7 @@ class Kernel:
     def __init__(self) -> None:
         """Raises OSError."""
         self._sock = _open()
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -241,18 +242,23 @@ class Kernel:
         failures: list[Failure] = []
         removed: list[Elements] = []
         acknowledged = False
-        for answer in self._waiting():
-            index = messages.position(answer.sequence, first)
-            if isinstance(answer.content, Elements) and 0 <= index < len(requests):
-                removed.append(answer.content)
-                continue
-            if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
-                continue  # an answer to something given up
-            report = answer.content.report
-            if report.errno:
-                failures.append(_failure(requests, index, report))
-            elif index == len(requests) - 1:
+        last = messages.wrapped(first + len(requests))
+        for datagram in self._datagrams():
+            if is_acknowledgement(datagram, last):
                 acknowledged = True
+                continue
+            for answer in _understood(datagram):
+                index = messages.position(answer.sequence, first)
+                if isinstance(answer.content, Elements) and 0 <= index < len(requests):
+                    removed.append(answer.content)
+                    continue
+                if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
+                    continue  # an answer to something given up
+                report = answer.content.report
+                if report.errno:
+                    failures.append(_failure(requests, index, report))
+                elif index == len(requests) - 1:
+                    acknowledged = True
         if failures:
             return Rejected(tuple(failures))
         if not acknowledged:
@@ -274,11 +280,12 @@ class Kernel:
         return sequence
 
     def _answers(self, sequence: int) -> Iterator[Answer]:
-        return (answer for answer in self._waiting() if answer.sequence == sequence)
+        found = (answer for datagram in self._datagrams() for answer in _understood(datagram))
+        return (answer for answer in found if answer.sequence == sequence)
 
-    def _waiting(self) -> Iterator[Answer]:
+    def _datagrams(self) -> Iterator[bytes]:
         try:
-            yield from _waiting(self._sock)
+            yield from _datagrams(self._sock, self._buffer)
         except DataplaneLost:
             _empty(self._sock)  # what is left would keep the next answers out
             raise
@@ -294,6 +301,7 @@ class Watch:
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
         self._sock = _open()
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
         except BaseException:
@@ -321,7 +329,7 @@ class Watch:
 
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
-        return _waiting(self._sock)
+        return (answer for datagram in _datagrams(self._sock, self._buffer) for answer in _understood(datagram))
 
 
 _SOL_NETLINK = 270
@@ -361,22 +369,26 @@ def _enlarge(sock: socket.socket, forced: int, allowed: int, octets: int) -> Non
         sock.setsockopt(socket.SOL_SOCKET, allowed, octets)
 
 
-def _waiting(sock: socket.socket) -> Iterator[Answer]:
+def _datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:
     """What the socket holds, read until it holds nothing. Raises `DataplaneLost` when something was lost."""
     for _ in range(MAX_DATAGRAMS):
         try:
-            datagram, _, flags, _ = sock.recvmsg(DATAGRAM_OCTETS)
+            octets = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
         except BlockingIOError:
             return
         except OSError as exc:
             raise DataplaneLost(f"netlink: {exc.strerror}") from exc
-        if flags & socket.MSG_TRUNC:
+        if octets > len(buffer):
             raise DataplaneLost(f"netlink: a datagram of more than {DATAGRAM_OCTETS} octets")
-        try:
-            yield from parse(datagram)
-        except DecodeError as exc:
-            raise DataplaneLost(f"netlink: {exc}") from exc
+        yield bytes(memoryview(buffer)[:octets])
     raise DataplaneLost(f"netlink: more than {MAX_DATAGRAMS} datagrams at once")
+
+
+def _understood(datagram: bytes) -> Iterator[Answer]:
+    try:
+        yield from parse(datagram)
+    except DecodeError as exc:
+        raise DataplaneLost(f"netlink: {exc}") from exc
 
 
 def _empty(sock: socket.socket) -> None:
