@@ -48,6 +48,8 @@ class Source(Answer, frozen=True, rename="camel"):
     resource_version: str
     error: str
     """Why the kind is not being followed right now; empty while it is."""
+    optional: bool = False
+    """Whether everything works without the kind: nobody waits for it, and readiness does not count it."""
 
 
 class RefusedFrontend(Answer, frozen=True, rename="camel"):

@@ -131,9 +131,47 @@ def _environment(parser: argparse.ArgumentParser) -> None:
     _asks(parser)
 
 
+_WITHOUT_AGENT = """\
+What an agent with these would program. The node's addresses are those of this machine, if they include one that the
+Node object names or if there is no Node object; else those that it names."""
+
+
+def _render(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("without an agent", _WITHOUT_AGENT)
+    group.add_argument("--manifests", metavar="PATH", help="YAML/JSON file or directory with the objects")
+    group.add_argument("--node-name", metavar="NAME", help="which node (default: $NODE_NAME, else the host name)")
+    group.add_argument("--config", metavar="FILE", help="configuration file; its keys dataplane.* count")
+    _instance(parser)
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C, to try things by hand")
 
+
+_RENDER = """\
+Prints a script for `nft -f` (tried with nft 1.0.6) under which new connections meet what they meet under the nftables
+data plane. It is made of what the agent wants to be in force, not read from the kernel: compare with `nft list
+ruleset`. Nothing is changed. Without --manifests the running agent is asked.
+
+How to read it. A new connection is looked up in `class` by destination (address, protocol, port), then in `npclass` on
+the node's own addresses (NodePorts); the Service is named behind each line there. What follows ` : ` decides:
+
+  goto n3          one of 3 backends, in `ep` under the same destination; np-: of a NodePort, local-: of this node
+  goto a3-10800    the same, and a client keeps its backend for 10800 s (`pick`, `aff`)
+  goto refuse      no backend anywhere: refused (the kernel's own table has `reject` for it)
+  drop             backends, but none that the traffic policy allows here
+  goto firewall    only from the sources in `srcok`, then on in `admitted`
+  goto split       on in `near` for pods and the node itself, in `far` for all others
+
+Backends see the node's address for what is in `masq`, for ClusterIPs from outside `podcidr`, and for pods that reach
+themselves (`hairpin`).
+
+In an emergency, with no agent running, the script can be loaded: `svcproxy render --manifests DIR | nft -f -`. It
+replaces the tables `ip svcproxy` and `ip6 svcproxy`; an agent that starts later replaces them with its own. While an
+agent owns the tables, nft refuses and nothing changes. It differs from the agent's own rules in that the first packet
+of a connection carries a mark on its way through the node, and that an IPv6 client with affinity is known by a hash.
+
+Exit codes: 0 printed, 1 no agent to ask or it does not know everything yet, 2 arguments or manifests unusable."""
 
 VERBS: tuple[Verb, ...] = (
     Verb(
@@ -242,6 +280,18 @@ VERBS: tuple[Verb, ...] = (
         "a new Pod of a namespace, one NAME=value on each line.",
         _environment,
         ("svcproxy env -n shop", "svcproxy env -n shop web db"),
+    ),
+    Verb(
+        "render",
+        "svcproxy.agent.render:run",
+        "print the nftables rules of this node as a script",
+        _RENDER,
+        _render,
+        (
+            "svcproxy render | less",
+            "svcproxy render | grep '10[.]96[.]0[.]10 '    # one Service address, in every set",
+            "svcproxy render --manifests ./services --node-name worker-3 | nft -c -f -",
+        ),
     ),
     Verb(
         "check-config",

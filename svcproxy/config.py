@@ -49,11 +49,6 @@ class DetectLocalMode(StrEnum):
     BRIDGE_INTERFACE = "BridgeInterface"
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
 
-    @property
-    def by_interface(self) -> bool:
-        """Whether it is told by where the packet comes in, and not by its source address."""
-        return self in {DetectLocalMode.BRIDGE_INTERFACE, DetectLocalMode.INTERFACE_NAME_PREFIX}
-
 
 class LogFormat(StrEnum):
     """How a log line is written."""
@@ -133,6 +128,15 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.detect_local_mode is not None:
             return self.detect_local_mode
         return DetectLocalMode.CLUSTER_CIDR if self.cluster_cidrs else DetectLocalMode.NODE_CIDR
+
+    @property
+    def pod_interfaces(self) -> tuple[str, ...]:
+        """Names of the interfaces that packets of pods come through, a prefix with `*` at its end."""
+        if self.local_mode is DetectLocalMode.BRIDGE_INTERFACE and self.pod_bridge_interface:
+            return (self.pod_bridge_interface,)
+        if self.local_mode is DetectLocalMode.INTERFACE_NAME_PREFIX and self.pod_interface_name_prefix:
+            return (f"{self.pod_interface_name_prefix}*",)
+        return ()
 
 
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -214,7 +214,11 @@ def _pod_contradictions(config: DataplaneConfig, document: Document, bad: set[st
         (DetectLocalMode.BRIDGE_INTERFACE, "pod_bridge_interface", config.pod_bridge_interface),
         (DetectLocalMode.INTERFACE_NAME_PREFIX, "pod_interface_name_prefix", config.pod_interface_name_prefix),
     ):
-        if {f"dataplane.{key}", "dataplane.detect_local_mode"} & bad or (key == "cluster_cidrs" and mode.by_interface):
+        besides = key == "cluster_cidrs" and mode in {
+            DetectLocalMode.BRIDGE_INTERFACE,
+            DetectLocalMode.INTERFACE_NAME_PREFIX,
+        }
+        if besides or {f"dataplane.{key}", "dataplane.detect_local_mode"} & bad:
             continue
         if mode is owner and not value:
             yield document.problem(f"needed while dataplane.detect_local_mode is {mode}", ("dataplane", key))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN_MAX = 253
-_INTERFACE = re.compile(r"[!-)+-.0-9;-~]{1,15}")
+_INTERFACE = re.compile(r"[!#-)+-.0-9;-\[\]-~]{1,15}")
 
 NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
 
@@ -105,10 +105,13 @@ def node_name(text: str) -> str:
 
 
 def interface_name(text: str) -> str:
-    """The name of a network interface, or its beginning: 1 to 15 visible ASCII characters, no '/', ':' or '*'."""
+    """The name of a network interface, or how it begins: 1 to 15 visible ASCII characters.
+
+    No '/' and ':', which the kernel refuses; no '*', quote and backslash, which nft gives a meaning of their own.
+    """
     if not _INTERFACE.fullmatch(text) or text in {".", ".."}:
         raise ValueError(
-            f"{text!r} is not the name of a network interface: 1 to 15 characters, no blank, '/', ':' or '*'"
+            f'{text!r} is not the name of a network interface: 1 to 15 characters, no blank and none of / : * \\ "'
         )
     return text
 

@@ -276,7 +276,12 @@ def test_how_pods_are_known(file: Callable[[str], str], text: str, mode: DetectL
 
 @pytest.mark.parametrize(
     "text",
-    ["detect_local_mode: Bridge, pod_bridge_interface: cni0", "cluster_cidrs: [x], detect_local_mode: ClusterCIDR"],
+    [
+        "detect_local_mode: Bridge, pod_bridge_interface: cni0",
+        "cluster_cidrs: [x], detect_local_mode: ClusterCIDR",
+        "detect_local_mode: BridgeInterface, pod_bridge_interface: 'a\"b'",
+        "detect_local_mode: InterfaceNamePrefix, pod_interface_name_prefix: 'a\\'",
+    ],
 )
 def test_a_bad_key_is_told_once(file: Callable[[str], str], text: str) -> None:
     assert len(refused(file(f"dataplane: {{{text}}}\n"))) == 1

@@ -293,6 +293,8 @@ class _StateCollector(Collector):
             "svcproxy_watch_age_seconds", "Time since the last octet of the kind.", labels=("kind",)
         )
         for source in self._state.sources():
+            if source.optional and not source.synced:
+                continue
             synced.add_metric((source.kind,), source.synced)
             if source.last_contact is not None:
                 age.add_metric((source.kind,), now.monotonic - source.last_contact)

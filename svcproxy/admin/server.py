@@ -5,7 +5,7 @@ Three doors to the same answers:
 
 - the instance's own Unix socket: everything, for whoever the file's permissions admit (the CLI, exec probes);
 - the health listener: `/livez`, `/readyz` and `/healthz`, for load balancers anywhere;
-- the metrics listener: `/metrics`, `/healthz` (plain `ok`), `/proxyMode` and `/v1/…`.
+- the metrics listener: `/metrics`, `/healthz` (plain `ok`), `/proxyMode` and `/v1/…` but what takes long.
 
 Everything is read-only: GET and HEAD, no body is ever read. The metrics listener answers only to IP addresses and to
 `localhost` as Host, so that a page in somebody's browser cannot reach it under a name of its own (DNS rebinding). A TCP
@@ -27,7 +27,7 @@ from aiohttp.typedefs import Middleware
 
 from svcproxy import api
 from svcproxy.admin import health
-from svcproxy.admin.api import Handler, StatusApi, reply
+from svcproxy.admin.api import SOCKET_ONLY, Handler, StatusApi, reply
 from svcproxy.admin.metrics import CONTENT_TYPE, AgentMetrics
 from svcproxy.admin.state import AgentState
 from svcproxy.admin.tcp import listen_tcp
@@ -72,7 +72,8 @@ class AdminServer:
     async def serve_node(self) -> None:
         """Serve the configured TCP listeners until cancelled. Their state is in `AgentState.listeners`."""
         admin = self._state.config.admin
-        observed: dict[str, Handler] = {**self._observed(), "/healthz": _plain_ok, "/proxyMode": self._proxy_mode}
+        observed = {path: handler for path, handler in self._observed().items() if path not in SOCKET_ONLY}
+        observed |= {"/healthz": _plain_ok, "/proxyMode": self._proxy_mode}
         async with asyncio.TaskGroup() as tasks:
             if admin.health_listen is not None:
                 served = application(self._health())

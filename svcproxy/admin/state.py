@@ -70,6 +70,11 @@ class SourceStatus(Protocol):
         """Why the kind is not being followed right now; empty while it is."""
         ...
 
+    @property
+    def optional(self) -> bool:
+        """Whether everything works without the kind."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
@@ -129,6 +134,10 @@ def _no_mapping() -> Mapping[Any, Any]:
     return {}
 
 
+def _no_ruleset() -> Callable[[], str]:
+    return str
+
+
 def _revision_zero() -> int:
     return 0
 
@@ -179,6 +188,8 @@ class AgentState:
     no_local_endpoints: Callable[[], Mapping[tuple[Family, PolicyKind], int]] = _no_mapping
     pod_cidrs: Callable[[], Sequence[str]] = _nothing
     """Sources that are pods, as the data plane takes them."""
+    ruleset: Callable[[], Callable[[], str]] = _no_ruleset
+    """Takes a copy of what the nftables script is made of; what it returns makes the script of it, in any thread."""
     revision: Callable[[], int] = _revision_zero
     """The feed's newest."""
     subscribers: Callable[[], Sequence[Subscriber]] = _nothing
@@ -201,6 +212,7 @@ class AgentState:
                 source.error,
             )
             for source in self.sources()
+            if not source.optional
         ]
         return readiness(Progress(self.holds_node, self.programmed, self.snapshot, kinds, self.silence_timeout))
 

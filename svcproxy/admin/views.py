@@ -67,7 +67,9 @@ def status(state: AgentState, now: Instant, counts: api.Counts) -> api.Status:
 def _sources(state: AgentState, now: Instant) -> Iterator[api.Source]:
     for source in state.sources():
         age = None if source.last_contact is None else now.monotonic - source.last_contact
-        yield api.Source(source.kind, source.synced, source.server, age, source.resource_version, source.error)
+        yield api.Source(
+            source.kind, source.synced, source.server, age, source.resource_version, source.error, source.optional
+        )
 
 
 def _refused(state: AgentState, refused: Iterable[tuple[FrontendKey, str]]) -> Iterator[api.RefusedFrontend]:

@@ -14,7 +14,9 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -25,14 +27,15 @@ from svcproxy.admin.health_checks import HealthChecks
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
-from svcproxy.agent.node import node_view, pod_cidrs
+from svcproxy.agent.node import node_view
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
+from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
-from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.plane import Ground
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
 from svcproxy.feed.frames import SourceState
@@ -43,7 +46,7 @@ from svcproxy.frontends.decision import SourceKind, source_kind
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.kube.source import Source
-from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store
+from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store, Touched
 from svcproxy.names.builder import NameBuilder
 from svcproxy.names.records import Record
 from svcproxy.options import Launch
@@ -90,6 +93,7 @@ class Agent:
         for warning in options.warnings:
             log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
+        self._surroundings = SurroundingsBuilder(config.dataplane, config.node_name, self._store)
         self._names = NameBuilder(self._store)
         self._state = self._make_state()
         self._metrics = AgentMetrics(self._state)
@@ -107,7 +111,7 @@ class Agent:
         self._writer = SnapshotWriter(
             Path(config.state_dir) / STATE_FILE, self._take_snapshot, config.state.write_interval
         )
-        self._observer.on_derived = self._writer.changed
+        self._observer.on_derived = self._derived
         self._fill_state()
 
     # --- life
@@ -201,6 +205,7 @@ class Agent:
         state.problems = lambda: self._frontends.problems
         state.no_local_endpoints = lambda: self._frontends.no_local_endpoints
         state.pod_cidrs = self._pod_cidrs
+        state.ruleset = self._ruleset
         state.revision = lambda: self._publisher.revision
         state.subscribers = self._subscribers
         state.latencies = self._observer.latencies
@@ -235,15 +240,27 @@ class Agent:
         return self._store.nodes.get(NamespacedName("", self._life.config.node_name))
 
     def _pod_cidrs(self) -> tuple[str, ...]:
-        return pod_cidrs(self._life.config.dataplane.cluster_cidrs, self._own_node())
+        return self._surroundings.derived.pod_cidrs
 
     def _source_kind(self, ip: str) -> SourceKind:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
     def _ground(self) -> Ground:
-        config = self._life.config.dataplane
-        pod_cidrs = self._pod_cidrs()
-        return Ground(surroundings=Surroundings(pod_cidrs=pod_cidrs, masquerade_all=config.masquerade_all))
+        derived = self._surroundings.derived
+        return Ground(surroundings=derived.surroundings, hairpin_cidrs=derived.hairpin_cidrs)
+
+    def _derived(self, touched: Touched) -> None:
+        self._writer.changed()
+        if not self._surroundings.update(touched):
+            return
+        for warning in self._surroundings.derived.warnings:
+            log.warning("check node and cluster", extra={"cause": warning})
+        if self._tenant is not None:
+            self._tenant.ground_changed()
+
+    def _ruleset(self) -> Callable[[], str]:
+        ground = self._ground()
+        return partial(script, self._frontends.table.copy(), ground.surroundings, ground.hairpin_cidrs)
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())
@@ -266,7 +283,8 @@ class Agent:
         stale = self._state.readiness(instant).stale
         since = self._snapshot.written_at if stale and not synced and self._snapshot is not None else 0.0
         if stale and synced:
-            contacts = [each.last_contact for each in self._source.status() if each.last_contact is not None]
+            known = [each.last_contact for each in self._source.status() if not each.optional]
+            contacts = [each for each in known if each is not None]
             since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 

@@ -30,8 +30,3 @@ def primary_addresses(node: Node | None) -> tuple[str, ...]:
             if kind == wanted and ip is not None:
                 chosen.setdefault(family_of(ip), ip)
     return tuple(chosen[family] for family in sorted(chosen))
-
-
-def pod_cidrs(configured: tuple[str, ...], node: Node | None) -> tuple[str, ...]:
-    """Sources that are pods: what is configured, else the Node's podCIDRs."""
-    return configured or ((node.spec.pod_cidrs or ()) if node is not None else ())

@@ -28,6 +28,7 @@ API_VERSIONS = {
     "Service": "v1",
     "Node": "v1",
     "Namespace": "v1",
+    "ServiceCIDR": "networking.k8s.io/v1",
     "EndpointSlice": "discovery.k8s.io/v1",
 }
 
@@ -52,15 +53,15 @@ class AgentObserver:
         self.kinds_synced: set[type] = set()
         self.on_programmed: Callable[[FrontendDelta], None] = lambda _: None
         """Told of every delta that the data plane has acknowledged."""
-        self.on_derived: Callable[[], None] = lambda: None
-        """Told that something known has changed."""
+        self.on_derived: Callable[[Touched], None] = lambda _: None
+        """Told what has changed of what is known."""
 
     # --- pipeline
 
     def derived(self, touched: Touched, delta: FrontendDelta, revision: int | None, read_at: float) -> int:
         """See `Observer`."""
         instant = now()
-        self.on_derived()
+        self.on_derived(touched)
         if self._state.holds_node and delta:
             families = families_of(delta)
             self._metrics.observe_queued(families, instant, services=len(touched.services), slices=len(touched.slices))

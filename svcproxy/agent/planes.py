@@ -38,6 +38,10 @@ class Plane(Protocol):
         """Tell the state what there is to see."""
         ...
 
+    def set_ground(self, ground: Ground) -> None:
+        """What a data plane in the kernel stands on is another one."""
+        ...
+
     async def run(self, damaged: Callable[[str], None]) -> None:
         """What goes on besides programming, until cancelled; `damaged` is told when a resync is needed, and why."""
         ...
@@ -72,6 +76,9 @@ class NoPlane:
     def show(self, state: AgentState) -> None:
         """Nothing is counted."""
 
+    def set_ground(self, ground: Ground) -> None:
+        """It stands on none."""
+
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Nothing goes on."""
 
@@ -104,6 +111,9 @@ class UserspacePlane:
 
     async def _connections(self) -> Mapping[FrontendKey, int]:
         return {key: counters.flows for key, counters in self.dataplane.counters.items()}
+
+    def set_ground(self, ground: Ground) -> None:
+        """It stands on none."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Its tasks are its own, and nobody else can change it."""
@@ -164,6 +174,10 @@ class NftablesPlane:
             "foreign_changes": self.dataplane.foreign_changes,
             "drift": self.dataplane.drifted,
         }
+
+    def set_ground(self, ground: Ground) -> None:
+        """Another rule set, with the next resync."""
+        self.dataplane.set_ground(ground.surroundings, ground.hairpin_cidrs)
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Clean up after changes, and hear of those by others."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from svcproxy.config import Config
 from svcproxy.kube.notes import Note
 from svcproxy.kube.source import Source
-from svcproxy.model import EndpointSlice, Namespace, Node, Service
+from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR
 from svcproxy.process.state import StateSnapshot
 
 
@@ -56,6 +56,7 @@ def known_objects(snapshot: StateSnapshot) -> dict[type, tuple[Any, ...]]:
     return {
         Namespace: snapshot.namespaces,
         Node: snapshot.nodes,
+        ServiceCIDR: snapshot.service_cidrs,
         EndpointSlice: snapshot.slices,
         Service: snapshot.services,
     }

@@ -63,6 +63,11 @@ class AgentTenant:
         self._spawn(parts.admin.serve_node(), "listeners of the node")
         self._spawn(parts.checks.run(), "health-check node ports")
 
+    def ground_changed(self) -> None:
+        """What the data plane stands on has changed."""
+        if self._plane is not None:
+            self._plane.set_ground(self._parts.ground())
+
     def sockets(self) -> Mapping[str, socket]:
         """What the successor's data plane goes on with."""
         return self._plane.lend() if self._plane is not None else {}

@@ -63,6 +63,13 @@ class StatusClient:
             raise ClientError(_failure(raw))
         return msgspec.json.decode(raw.body)
 
+    def get_text(self, path: str) -> str:
+        """The answer as text. Raises `ClientError` if there is none, or if it is a refusal."""
+        raw = self.ask(path)
+        if raw.status != http.client.OK:
+            raise ClientError(_failure(raw))
+        return raw.body.decode(errors="replace")
+
     def pages(self, path: str, answer: type[P], question: Mapping[str, str]) -> Iterator[P]:
         """Every page of a list. What changes meanwhile may or may not be in it."""
         page = self.get(path, answer, {**question, "limit": str(PAGE_LIMIT)})

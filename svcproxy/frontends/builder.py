@@ -6,7 +6,8 @@ those that are new; nothing costs the cluster but a node that moves to another z
 mode of a Service port flips, or its last ready endpoint goes, are the other endpoints of that port looked at.
 
 The builder remembers which object it has taken in of each Service and slice, and reads what is in force from the store:
-`Touched` says where to look. So it does not matter how changes are grouped, repeated or ordered.
+`Touched` says where to look. So it does not matter how changes are grouped, repeated or ordered, with one exception: an
+API server that shows no endpoint of itself is wrong, and the last known ones stay until it shows others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,10 +40,12 @@ from svcproxy.frontends.offers import (
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.frontends.problems import Problems
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
-from svcproxy.model.meta import Family, NamespacedName
+from svcproxy.model.meta import API_SERVER, Family, NamespacedName
 from svcproxy.model.service import Service
 from svcproxy.model.slice import Endpoint, EndpointSlice
 from svcproxy.model.store import Store, Touched
+
+API_SERVER_KEPT = "no endpoint of the API server is shown: the last known ones stay"
 
 
 class PolicyKind(StrEnum):
@@ -224,6 +227,16 @@ class FrontendBuilder:
         served = self._served.get(service)
         if served is None:
             return
+        if service != API_SERVER:
+            self._take_slice(served, name)
+        elif _any_usable(self._store.slices_of(service)) or not _any_usable(served.slices):
+            for each in sorted(served.slices.keys() | self._store.slices_of(service).keys()):
+                self._take_slice(served, each)
+        else:
+            self._problems.note_slice(service, name, (API_SERVER_KEPT,))
+
+    def _take_slice(self, served: _Served, name: str) -> None:
+        service = served.service.key
         old, new = served.slices.get(name), self._store.slices_of(service).get(name)
         if old is new:
             return
@@ -314,6 +327,11 @@ class FrontendBuilder:
         visited, self._visited = self._visited + self._sets.visited, 0
         self._sets.visited = 0
         return Update(delta, conflicts, visited)
+
+
+def _any_usable(slices: Mapping[str, EndpointSlice]) -> bool:
+    conditions = (each.conditions for piece in slices.values() for each in piece.endpoints or ())
+    return any(each.is_ready or each.is_serving for each in conditions)
 
 
 def _port_key(demand: PortDemand) -> BackendSetKey:

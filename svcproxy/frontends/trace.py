@@ -4,7 +4,7 @@
 A diagnosis, not a data path: it searches the whole table and store where that helps to explain why there is nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -119,11 +119,13 @@ def trace(
     *,
     source: str | None = None,
     pod_cidrs: Iterable[str] = (),
+    pod_interfaces: Iterable[str] = (),
     conflicts: Mapping[FrontendKey, Conflict] | None = None,
     refused: Mapping[FrontendKey, str] | None = None,
 ) -> Trace:
     """Explain what a packet to `ip` and `port` meets; without `source`, one from outside that no range keeps out.
 
+    `pod_interfaces`: where the data plane goes by these, an address tells its kind only as far as addresses can.
     `conflicts` are the builder's, `refused` the data plane's. Raises `InvalidAddress`.
     """
     destination, origin = _address(ip), _address(source) if source is not None else None
@@ -134,7 +136,8 @@ def trace(
         steps = [Step(Stage.FRONTEND, text) for text in _why_nothing(table, store, node, destination, protocol, port)]
         steps.append(Step(Stage.VERDICT, "not ours: routing and host sockets decide"))
         return Trace(asked, origin, kind, Verdict.NOT_OURS, tuple(steps))
-    return _Explanation(table, store, node, frontend, asked, origin, kind).trace(conflicts or {}, refused or {})
+    explanation = _Explanation(table, store, node, frontend, asked, origin, kind, tuple(pod_interfaces))
+    return explanation.trace(conflicts or {}, refused or {})
 
 
 class _Explanation:
@@ -149,8 +152,10 @@ class _Explanation:
         asked: str,
         source: str | None,
         kind: SourceKind,
+        pod_interfaces: Sequence[str],
     ) -> None:
         self._table, self._store, self._node = table, store, node
+        self._pod_interfaces = pod_interfaces
         self._frontend, self._asked, self._source, self._kind = frontend, asked, source, kind
 
     def trace(self, conflicts: Mapping[FrontendKey, Conflict], refused: Mapping[FrontendKey, str]) -> Trace:
@@ -215,6 +220,8 @@ class _Explanation:
             SourceKind.OTHER: "neither a pod nor this node",
         }[self._kind]
         who = f"{self._source} is {what}" if self._source is not None else "no source given: taken to be from outside"
+        if self._source is not None and self._pod_interfaces:
+            who += f", by its address; what comes through {', '.join(self._pod_interfaces)} is a pod's"
         if ranges is None:
             return f"{who}; every source is admitted"
         listed = ", ".join(ranges) or "none that can be read"

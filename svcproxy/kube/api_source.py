@@ -25,9 +25,10 @@ from svcproxy.kube.interning import Interner
 from svcproxy.kube.notes import Note, NoteLimiter, event_body, event_path
 from svcproxy.kube.reflector import Reflector
 from svcproxy.kube.resources import resources
-from svcproxy.kube.servers import KUBERNETES, Origin, Server, ServerSet, endpoint_urls
+from svcproxy.kube.servers import Origin, Server, ServerSet, endpoint_urls
 from svcproxy.kube.source import InvalidObject, KindStatus, ObjectSink
 from svcproxy.model import Changes, EndpointSlice
+from svcproxy.model.meta import API_SERVER
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class _ServerFinder:
     def __init__(self, sink: ObjectSink, servers: ServerSet, known: Iterable[EndpointSlice]) -> None:
         self._sink = sink
         self._servers = servers
-        self._slices = {obj.key: obj for obj in known if obj.service == KUBERNETES}
+        self._slices = {obj.key: obj for obj in known if obj.service == API_SERVER}
         servers.discovered(endpoint_urls(self._slices.values()))
 
     def changed(self, changes: Changes[Any], read_at: float) -> None:
@@ -206,7 +207,7 @@ class _ServerFinder:
     def _look(self, changes: Changes[EndpointSlice]) -> None:
         before = dict(self._slices)
         for obj in changes.applied:
-            if obj.service == KUBERNETES:
+            if obj.service == API_SERVER:
                 self._slices[obj.key] = obj
             elif self._slices:
                 self._slices.pop(obj.key, None)

@@ -16,7 +16,7 @@ import aiohttp
 from svcproxy.errors import ApiForbidden, ApiGone, ApiUnauthorized, ApiUnavailable
 from svcproxy.kube.credentials import Authenticator, Credentials
 from svcproxy.kube.decoding import Status, decode_status
-from svcproxy.kube.resources import ServerBehind
+from svcproxy.kube.resources import NotServed, ServerBehind
 
 CONNECT_TIMEOUT = 5.0
 """Time to reach a server, TLS included."""
@@ -203,6 +203,8 @@ def raise_for(code: int, status: Status, text: str, query: Mapping[str, str], re
             raise ApiUnauthorized(text)
         case 403:
             raise ApiForbidden(text)
+        case 404:
+            raise NotServed(text, retry_after=retry_after)
         case 410:
             raise ApiGone(text)
         case 400 if "continue" in query:

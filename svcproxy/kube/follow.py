@@ -19,7 +19,7 @@ from svcproxy.kube.credentials import Authenticator
 from svcproxy.kube.decoding import KindDecoder, Status, WatchEvent
 from svcproxy.kube.framing import LineReader, Oversized
 from svcproxy.kube.reflector import List, Reflector, Step, Watch
-from svcproxy.kube.resources import Resource, ServerBehind
+from svcproxy.kube.resources import NotServed, Resource, ServerBehind
 from svcproxy.kube.servers import Server, ServerSet
 from svcproxy.kube.source import KindStatus, ObjectSink
 from svcproxy.model.changes import T
@@ -33,6 +33,9 @@ RETRY_AFTER_MAX = 60.0
 """Longest wait that a server can impose with Retry-After."""
 WATCH_SECONDS = (300.0, 600.0)
 """A watch is renewed after a time between these, as client-go does: spreads over servers again, finds dead ends."""
+OPTIONAL_WAITS = 10
+"""An optional kind that the server has not, or that the role may not read, is asked for again after that many of the
+longest waits: five minutes."""
 SETTLED_AFTER = 5.0
 """A watch that lived this long and ended cleanly is renewed without a wait."""
 
@@ -48,7 +51,7 @@ class FollowStats:
     """Watches begun."""
     failures: dict[str, int] = field(default_factory=dict)
     """What ended a list or watch, by cause: `closed`, `cut`, `unavailable`, `expired`, `behind`, `unauthorized`,
-    `forbidden`, `lost`, `too large`."""
+    `forbidden`, `not served`, `lost`, `too large`."""
     failovers: int = 0
     """Times that another server was asked than the time before."""
     events: int = 0
@@ -115,6 +118,7 @@ class Follower(Generic[T]):
             last_contact=self._last_contact,
             resource_version=self._reflector.floor,
             error=self._error,
+            optional=self._resource.optional,
         )
 
     async def run(self, sink: ObjectSink) -> None:
@@ -152,7 +156,10 @@ class Follower(Generic[T]):
                 return await self._unauthorized(server, exc)
             case ApiForbidden():
                 verb = "watch" if isinstance(action, Watch) else "list"
-                return self._failed("forbidden", f"{self._resource.missing_rule(verb)}: {exc}")
+                wait = self._failed("forbidden", f"{self._resource.missing_rule(verb)}: {exc}")
+                return self._rarely(wait) if self._resource.optional else wait
+            case NotServed() if self._resource.optional:
+                return self._rarely(self._failed("not served", self._resource.not_served(), level=logging.INFO))
             case ServerBehind():
                 self._reflector.behind(server, self._servers.urls(), self._clock())
                 return self._unavailable(server, "behind", exc)
@@ -268,13 +275,18 @@ class Follower(Generic[T]):
         self._backoff.reset()
         self._moves = 0
 
-    def _failed(self, cause: str, text: str, retry_after: float | None = None) -> float:
+    def _failed(self, cause: str, text: str, retry_after: float | None = None, level: int = logging.WARNING) -> float:
         """Note a failure. Returns the seconds to wait."""
         self.stats.count(cause)
         if text != self._error:
-            log.warning("not followed", extra={"kind": self._resource.name, "server": self._server, "cause": text})
+            log.log(level, "not followed", extra={"kind": self._resource.name, "server": self._server, "cause": text})
         self._error = text
         return max(self._backoff.next(), min(retry_after or 0.0, RETRY_AFTER_MAX))
+
+    def _rarely(self, wait: float) -> float:
+        """Seconds to wait where it is likely to stay as it is."""
+        longest = self._config.backoff_max * OPTIONAL_WAITS
+        return max(wait, longest * (1 - self._random() / 2))
 
     def _unavailable(self, server: str, cause: str, exc: SvcproxyError) -> float:
         """The server fails: go to another at once if there is one that was not tried since the last wait."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import force_setattr
 
-from svcproxy.model import EndpointSlice, Namespace, Node, Object, ObjectMeta, Pod, Service
+from svcproxy.model import EndpointSlice, Namespace, Node, Object, ObjectMeta, Pod, Service, ServiceCIDR
 from svcproxy.model.service import ServiceMeta
 from svcproxy.model.slice import EndpointConditions, SliceMeta
 
@@ -44,7 +44,7 @@ class Interner:
                 self._meta(obj.metadata)
                 if obj.spec.node_name is not None:
                     force_setattr(obj.spec, "node_name", self._value(obj.spec.node_name))
-            case Namespace() | Node():
+            case Namespace() | Node() | ServiceCIDR():
                 self._meta(obj.metadata)
 
     def _value(self, value: Any) -> Any:

@@ -27,6 +27,7 @@ from svcproxy.model import (
     Object,
     Pod,
     Service,
+    ServiceCIDR,
     ServiceType,
 )
 from svcproxy.model.meta import family_of
@@ -42,7 +43,7 @@ DEFAULT_NAMESPACE = "default"
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
-O = TypeVar("O", Service, EndpointSlice, Node, Namespace, Pod)  # noqa: E741
+O = TypeVar("O", Service, EndpointSlice, Node, Namespace, Pod, ServiceCIDR)  # noqa: E741
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +360,17 @@ def _node_relations(node: Node) -> Iterator[tuple[Path, str]]:
                 yield ("status", "addresses", index, "address"), str(exc)
 
 
+_SERVICE_CIDR: Mapping[str, Check] = {"spec.cidrs": _at_most(2), "spec.cidrs[]": syntax.cidr}
+
+
+def _service_cidr_relations(obj: ServiceCIDR) -> Iterator[tuple[Path, str]]:
+    cidrs = obj.spec.cidrs or ()
+    if not cidrs:
+        yield ("spec", "cidrs"), "required"
+    elif len(cidrs) > 1 and family_of(cidrs[0]) is family_of(cidrs[1]):
+        yield ("spec", "cidrs", 1), "two ranges of one family"
+
+
 _POD: Mapping[str, Check] = {
     "spec.nodeName": _optional(syntax.dns_subdomain),
     "status.podIPs[].ip": syntax.ip_address,
@@ -369,6 +381,9 @@ KINDS: Mapping[tuple[str, str], Kind] = {
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind(EndpointSlice, True, syntax.dns_subdomain, _SLICE, _slice_relations),
     ("v1", "Node"): Kind(Node, False, syntax.dns_subdomain, _NODE, _node_relations),
     ("v1", "Namespace"): Kind(Namespace, False, syntax.dns_label),
+    ("networking.k8s.io/v1", "ServiceCIDR"): Kind(
+        ServiceCIDR, False, syntax.dns_subdomain, _SERVICE_CIDR, _service_cidr_relations
+    ),
     ("v1", "Pod"): Kind(Pod, True, syntax.dns_subdomain, _POD),
 }
 """By (apiVersion, kind)."""

@@ -20,10 +20,21 @@ from svcproxy.document import capped, read
 from svcproxy.errors import Problem
 from svcproxy.kube.manifest_objects import Bad, Good, Ignored, items
 from svcproxy.kube.source import InvalidObject
-from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Object, ObjectMeta, Pod, Service
+from svcproxy.model import (
+    Changes,
+    EndpointSlice,
+    Namespace,
+    NamespacedName,
+    Node,
+    Object,
+    ObjectMeta,
+    Pod,
+    Service,
+    ServiceCIDR,
+)
 
-ObjectType = type[Service] | type[EndpointSlice] | type[Node] | type[Namespace] | type[Pod]
-KIND_TYPES: tuple[ObjectType, ...] = (Namespace, Node, Service, EndpointSlice, Pod)
+ObjectType = type[Service] | type[EndpointSlice] | type[Node] | type[Namespace] | type[Pod] | type[ServiceCIDR]
+KIND_TYPES: tuple[ObjectType, ...] = (Namespace, Node, ServiceCIDR, Service, EndpointSlice, Pod)
 """In the order in which their changes are told."""
 
 REPORTS_MAX = 200

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from svcproxy.errors import ApiUnavailable
-from svcproxy.model import EndpointSlice, Namespace, Node, Service
+from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR
 
 
 class ServerBehind(ApiUnavailable):
     """The server knows less than we do. Reaction: ask another; when all say so for long, etcd has been restored."""
+
+
+class NotServed(ApiUnavailable):
+    """404: the server has no such kind. Reaction: do without, if it is optional; else ask another server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +26,17 @@ class Resource:
     plural: str
     path: str
     field_selector: str = ""
+    optional: bool = False
+    """Whether everything works without: not every API server serves it, not every role may read it."""
 
     @property
     def name(self) -> str:
         """The kind's name, as in `kind:`."""
         return self.kind.__name__
+
+    def not_served(self) -> str:
+        """What a 404 means, for people."""
+        return f"not served by this API server: resource {self.plural!r} in API group {self.group!r}"
 
     def missing_rule(self, verb: str) -> str:
         """The RBAC rule that a 403 asks for, for people."""
@@ -41,4 +51,11 @@ def resources(node_name: str) -> tuple[Resource, ...]:
         Resource(EndpointSlice, "discovery.k8s.io", "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource(Namespace, "", "namespaces", "/api/v1/namespaces"),
         Resource(Node, "", "nodes", "/api/v1/nodes", f"metadata.name={node_name}"),
+        Resource(
+            ServiceCIDR,
+            "networking.k8s.io",
+            "servicecidrs",
+            "/apis/networking.k8s.io/v1/servicecidrs",
+            optional=True,
+        ),
     )

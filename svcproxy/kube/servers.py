@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from svcproxy.model import EndpointSlice, NamespacedName
+from svcproxy.model import EndpointSlice
+from svcproxy.model.meta import API_SERVER
 
-KUBERNETES = NamespacedName("default", "kubernetes")
 """The Service whose endpoints are the API servers."""
 
 FIRST_RETRY = 1.0
@@ -157,7 +157,7 @@ def endpoint_urls(slices: Iterable[EndpointSlice]) -> tuple[str, ...]:
     """The URLs of the API servers in the slices of `default/kubernetes`: ready endpoints, port `https`. Sorted."""
     urls: set[str] = set()
     for obj in slices:
-        if obj.service != KUBERNETES:
+        if obj.service != API_SERVER:
             continue
         ports = [port.port for port in obj.ports or () if port.name == "https" and port.port]
         for endpoint in obj.endpoints or ():

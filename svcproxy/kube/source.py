@@ -34,6 +34,8 @@ class KindStatus:
     resource_version: str
     error: str
     """Why the kind is not being followed right now; empty while it is."""
+    optional: bool = False
+    """Whether everything works without the kind, so that nobody waits for it."""
 
 
 class ObjectSink(Protocol):

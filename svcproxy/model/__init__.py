@@ -12,10 +12,11 @@ from svcproxy.model.namespace import Namespace
 from svcproxy.model.node import Node
 from svcproxy.model.pod import Pod
 from svcproxy.model.service import Service, ServicePort, ServiceType
+from svcproxy.model.service_cidr import ServiceCIDR
 from svcproxy.model.slice import AddressType, Endpoint, EndpointConditions, EndpointPort, EndpointSlice
 from svcproxy.model.store import Store, Touched
 
-Object = Service | EndpointSlice | Node | Namespace | Pod
+Object = Service | EndpointSlice | Node | Namespace | Pod | ServiceCIDR
 
 __all__ = [
     "AddressType",
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectMeta",
     "Pod",
     "Service",
+    "ServiceCIDR",
     "ServicePort",
     "ServiceType",
     "Store",

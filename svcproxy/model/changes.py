@@ -10,9 +10,10 @@ from svcproxy.model.namespace import Namespace
 from svcproxy.model.node import Node
 from svcproxy.model.pod import Pod
 from svcproxy.model.service import Service
+from svcproxy.model.service_cidr import ServiceCIDR
 from svcproxy.model.slice import EndpointSlice
 
-T = TypeVar("T", Service, EndpointSlice, Node, Namespace, Pod)
+T = TypeVar("T", Service, EndpointSlice, Node, Namespace, Pod, ServiceCIDR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,10 @@ class NamespacedName(msgspec.Struct, frozen=True, gc=False, order=True, array_li
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
+API_SERVER = NamespacedName("default", "kubernetes")
+"""The Service of the API server itself."""
+
+
 class ObjectMeta(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rename="camel"):
     """The metadata kept of every object. Kinds that use labels or annotations extend it by just those."""
 

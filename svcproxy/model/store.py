@@ -15,6 +15,7 @@ from svcproxy.model.namespace import Namespace
 from svcproxy.model.node import Node
 from svcproxy.model.pod import Pod
 from svcproxy.model.service import Service
+from svcproxy.model.service_cidr import ServiceCIDR
 from svcproxy.model.slice import EndpointSlice
 
 _NO_SLICES: Mapping[str, EndpointSlice] = {}
@@ -40,9 +41,11 @@ class Touched:
     namespaces: list[tuple[Namespace | None, Namespace | None]] = field(default_factory=list)
     nodes: list[tuple[Node | None, Node | None]] = field(default_factory=list)
     pods: list[tuple[Pod | None, Pod | None]] = field(default_factory=list)
+    service_cidrs: list[tuple[ServiceCIDR | None, ServiceCIDR | None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.slices or self.namespaces or self.nodes or self.pods)
+        cluster_wide = self.namespaces or self.nodes or self.service_cidrs
+        return bool(self.services or self.slices or self.pods or cluster_wide)
 
 
 class Store:
@@ -54,6 +57,7 @@ class Store:
         self.namespaces: dict[NamespacedName, Namespace] = {}
         self.nodes: dict[NamespacedName, Node] = {}
         self.pods: dict[NamespacedName, Pod] = {}
+        self.service_cidrs: dict[NamespacedName, ServiceCIDR] = {}
         self._slices_by_service: dict[NamespacedName, dict[str, EndpointSlice]] = {}
 
     def slices_of(self, service: NamespacedName) -> Mapping[str, EndpointSlice]:
@@ -71,6 +75,8 @@ class Store:
             _apply(self.namespaces, changes, touched.namespaces)
         elif changes.kind is Node:
             _apply(self.nodes, changes, touched.nodes)
+        elif changes.kind is ServiceCIDR:
+            _apply(self.service_cidrs, changes, touched.service_cidrs)
         else:
             _apply(self.pods, changes, touched.pods)
         return touched

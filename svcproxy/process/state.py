@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from svcproxy.errors import StateError
-from svcproxy.model import EndpointSlice, Namespace, Node, Service, Store
+from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR, Store
 
 MAGIC: Final = b"svcproxy"
 FORMAT_VERSION: Final = 1
@@ -44,7 +44,7 @@ _LENGTH_OCTETS: Final = 4
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Service, EndpointSlice, Namespace, Node)
+T = TypeVar("T", Service, EndpointSlice, Namespace, Node, ServiceCIDR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class StateSnapshot:
     slices: tuple[EndpointSlice, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
     nodes: tuple[Node, ...] = ()
+    service_cidrs: tuple[ServiceCIDR, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     """(kind, resource version): what the API server is asked to be at least as new as."""
     servers: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ class StateSnapshot:
             slices=tuple(store.slices.values()),
             namespaces=tuple(store.namespaces.values()),
             nodes=tuple(store.nodes.values()),
+            service_cidrs=tuple(store.service_cidrs.values()),
             versions=tuple(versions),
             servers=tuple(servers),
         )
@@ -100,7 +102,11 @@ class _Nodes(msgspec.Struct, frozen=True, gc=False, tag="Node"):
     objects: tuple[Node, ...]
 
 
-_Block = _Services | _Slices | _Namespaces | _Nodes
+class _ServiceCIDRs(msgspec.Struct, frozen=True, gc=False, tag="ServiceCIDR"):
+    objects: tuple[ServiceCIDR, ...]
+
+
+_Block = _Services | _Slices | _Namespaces | _Nodes | _ServiceCIDRs
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _HEADING_DECODER: Final = msgspec.msgpack.Decoder(_Heading)
 _BLOCK_DECODER: Final[msgspec.msgpack.Decoder[_Block]] = msgspec.msgpack.Decoder(_Block)
@@ -266,6 +272,8 @@ def _pieces(snapshot: StateSnapshot) -> Iterator[bytes]:
         yield _block(_Namespaces(namespaces))
     for nodes in _batches(snapshot.nodes, _one):
         yield _block(_Nodes(nodes))
+    for service_cidrs in _batches(snapshot.service_cidrs, _one):
+        yield _block(_ServiceCIDRs(service_cidrs))
     yield bytes(_LENGTH_OCTETS)
 
 
@@ -289,7 +297,7 @@ def _batches(objects: Sequence[T], weight: Callable[[T], int]) -> Iterator[tuple
         yield tuple(batch)
 
 
-def _one(_: Service | Namespace | Node) -> int:
+def _one(_: Service | Namespace | Node | ServiceCIDR) -> int:
     return 1
 
 
@@ -339,6 +347,7 @@ def _read(blocks: Sequence[memoryview]) -> StateSnapshot:
     slices: list[EndpointSlice] = []
     namespaces: list[Namespace] = []
     nodes: list[Node] = []
+    service_cidrs: list[ServiceCIDR] = []
     for block in blocks[1:]:
         content = _BLOCK_DECODER.decode(block)
         match content:
@@ -350,12 +359,15 @@ def _read(blocks: Sequence[memoryview]) -> StateSnapshot:
                 namespaces += content.objects
             case _Nodes():
                 nodes += content.objects
+            case _ServiceCIDRs():
+                service_cidrs += content.objects
     return StateSnapshot(
         written_at=heading.written_at,
         services=tuple(services),
         slices=tuple(slices),
         namespaces=tuple(namespaces),
         nodes=tuple(nodes),
+        service_cidrs=tuple(service_cidrs),
         versions=heading.versions,
         servers=heading.servers,
     )

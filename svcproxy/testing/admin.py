@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,8 @@ from svcproxy.admin.metrics import PROGRAMMING, AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.config import Config
+from svcproxy.dataplane.nftables.layout import Surroundings
+from svcproxy.dataplane.nftables.script import script
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.keys import Address, FrontendKey
 from svcproxy.frontends.node import NodeView
@@ -25,6 +28,7 @@ from svcproxy.model.meta import Protocol
 
 NODE = "n1"
 STARTED = Instant(1000.0, 1_700_000_000.0)
+SURROUNDINGS = Surroundings(pod_cidrs=("10.244.0.0/16",), service_cidrs=("10.96.0.0/12",))
 NOW = Instant(1065.5, 1_700_000_065.5)
 
 _OBJECTS: tuple[tuple[type[Object], str], ...] = (
@@ -81,6 +85,7 @@ class FakeSource:
     last_contact: float | None = NOW.monotonic - 3
     resource_version: str = "42"
     error: str = ""
+    optional: bool = False
 
 
 def example_state(config: Config | None = None) -> AgentState:
@@ -126,6 +131,7 @@ def example_state(config: Config | None = None) -> AgentState:
         problems=lambda: builder.problems,
         no_local_endpoints=lambda: builder.no_local_endpoints,
         pod_cidrs=lambda: ["10.244.0.0/16"],
+        ruleset=lambda: partial(script, builder.table.copy(), SURROUNDINGS),
         revision=lambda: 17,
         subscribers=lambda: [Subscriber("dns-0", 15, NOW.monotonic - 1)],
         latencies=lambda: [api.Latency("frontends", 12, 0.0004, 0.002, 0.0005)],

@@ -24,6 +24,7 @@ PATHS = {
     "/apis/discovery.k8s.io/v1/endpointslices": "EndpointSlice",
     "/api/v1/namespaces": "Namespace",
     "/api/v1/nodes": "Node",
+    "/apis/networking.k8s.io/v1/servicecidrs": "ServiceCIDR",
 }
 
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.state import AgentState
 from svcproxy.model.meta import Family
-from svcproxy.testing.admin import NOW, example_state
+from svcproxy.testing.admin import NOW, FakeSource, example_state
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 BOTH = (Family.IPV4, Family.IPV6)
@@ -121,6 +121,15 @@ async def test_how_much_there_is_is_looked_up_at_the_scrape(metrics: AgentMetric
     state.holds_node = False
     series = await scrape(metrics)
     assert (value(series, "svcproxy_frontends"), value(series, "svcproxy_ready")) == (0, 0)
+
+
+async def test_an_optional_kind_has_series_once_it_is_synced(metrics: AgentMetrics, state: AgentState) -> None:
+    optional = FakeSource("ServiceCIDR", synced=False, last_contact=None, optional=True)
+    state.sources = lambda: [optional]
+    name = ("svcproxy_synced", (("kind", "ServiceCIDR"),))
+    assert name not in await scrape(metrics), "nobody should be woken for it"
+    optional.synced = True
+    assert (await scrape(metrics))[name] == 1
 
 
 async def test_cases_6_and_10_service_ports_without_a_local_endpoint(metrics: AgentMetrics) -> None:

@@ -16,9 +16,9 @@ from svcproxy.admin import server
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.server import AdminServer, host_allowed, serve_health
 from svcproxy.admin.state import AgentState
-from svcproxy.config import AdminConfig, Config, KubeConfig
+from svcproxy.config import AdminConfig, Config, DataplaneConfig, DetectLocalMode, KubeConfig
 from svcproxy.model import Changes, NamespacedName, Service
-from svcproxy.testing.admin import example_state
+from svcproxy.testing.admin import FakeSource, example_state
 
 
 @pytest.fixture
@@ -116,6 +116,23 @@ async def test_everything_is_read_only(client: aiohttp.ClientSession, method: st
         assert response.headers["Allow"] == "GET,HEAD"
 
 
+async def test_the_ruleset_is_text(client: aiohttp.ClientSession) -> None:
+    async with client.get("/v1/ruleset") as response:
+        assert (response.status, response.content_type) == (200, "text/plain")
+        assert (await response.text()).startswith("#!/usr/sbin/nft -f\n")
+
+
+@pytest.mark.parametrize(("snapshot", "status"), [(False, 503), (True, 200)], ids=["partial", "saved state"])
+async def test_a_ruleset_is_made_of_all_or_nothing(
+    client: aiohttp.ClientSession, state: AgentState, snapshot: bool, status: int
+) -> None:
+    state.sources = lambda: [FakeSource("Service"), FakeSource("EndpointSlice", synced=False)]
+    state.snapshot = snapshot
+    async with client.get("/v1/ruleset") as response:
+        assert response.status == status
+        assert ("not known completely yet: EndpointSlice" in await response.text()) is (status == 503)
+
+
 async def test_head_is_get_without_a_body(client: aiohttp.ClientSession) -> None:
     async with client.head("/v1/services") as response:
         assert response.status == 200
@@ -188,6 +205,31 @@ async def test_trace_says_where_a_connection_goes(client: aiohttp.ClientSession)
     assert set(answer["backends"]) <= {"10.244.1.5:8080", "10.244.2.6:8080"}
     nothing = await get(client, "/v1/trace?address=[fd00::1]:80/udp")
     assert nothing["verdict"] == "not-ours"
+
+
+async def test_a_kind_that_is_optional_is_shown_and_not_waited_for(
+    client: aiohttp.ClientSession, state: AgentState
+) -> None:
+    listed = [*state.sources(), FakeSource("ServiceCIDR", synced=False, error="not served", optional=True)]
+    state.sources = lambda: listed
+    state.silence_timeout = 3.5
+    status = await get(client, "/v1/status")
+    assert [each["kind"] for each in status["sources"] if each["optional"]] == ["ServiceCIDR"]
+    assert status["sources"][-1]["error"] == "not served"
+    listed[-1] = FakeSource("ServiceCIDR", last_contact=0.0, optional=True)
+    for answer in (status["readiness"], await get(client, "/readyz")):
+        assert (answer["ready"], answer["stale"], answer["reasons"]) == (True, False, [])
+
+
+@pytest.mark.parametrize(("dataplane", "said"), [("nftables", True), ("userspace", False)])
+async def test_trace_says_where_interfaces_tell_pods(
+    client: aiohttp.ClientSession, state: AgentState, dataplane: str, said: bool
+) -> None:
+    told_by_bridge = DataplaneConfig(detect_local_mode=DetectLocalMode.BRIDGE_INTERFACE, pod_bridge_interface="cni0")
+    state.config = msgspec.structs.replace(state.config, dataplane=told_by_bridge)
+    state.dataplane_name = dataplane
+    answer = await get(client, "/v1/trace?address=10.96.0.10:80&from=10.244.1.9")
+    assert any("what comes through cni0 is a pod's" in step["text"] for step in answer["steps"]) is said
 
 
 async def test_environment_of_chosen_services(client: aiohttp.ClientSession) -> None:
@@ -272,6 +314,7 @@ async def test_tcp_listeners_serve_what_belongs_there() -> None:
             f"http://{health}/v1/status": 404,
             f"http://{metrics}/metrics": 200,
             f"http://{metrics}/v1/status": 200,
+            f"http://{metrics}/v1/ruleset": 404,
             f"http://{metrics}/livez": 404,
         }
         answers = {}

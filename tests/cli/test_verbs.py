@@ -36,6 +36,7 @@ def check(name: str, actual: str) -> None:
         pytest.param("trace.txt", ["trace", "10.96.0.10:80", "--from", "10.244.1.9"], 0, id="trace: forward"),
         pytest.param("trace-drop.txt", ["trace", "198.51.100.7:443/tcp"], 1, id="trace: drop"),
         pytest.param("trace-nothing.txt", ["trace", "10.96.9.9:80/UDP"], 1, id="trace: not ours"),
+        pytest.param("render.nft", ["render"], 0, id="render"),
         pytest.param("env.txt", ["env", "web", "-n", "shop"], 0, id="env"),
         pytest.param("status.json", ["status", "-o", "json"], 0, id="status as JSON"),
         pytest.param("services.json", ["services", "-o", "json"], 0, id="services as JSON"),
@@ -67,6 +68,16 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         pytest.param(["services", "a/b/c"], "SERVICE: 'a/b/c' is not NAME or NAMESPACE/NAME", id="two slashes"),
         pytest.param(["services", "/web"], "SERVICE: '/web' is not NAME or NAMESPACE/NAME", id="empty namespace"),
+        pytest.param(
+            ["render", "--node-name", "n2"],
+            "--node-name: only with --manifests: an agent serves its own node",
+            id="another node's rules",
+        ),
+        pytest.param(
+            ["render", "--manifests", "/nothing/here"],
+            "kube.manifests: /nothing/here: No such file or directory",
+            id="rules of manifests that are not there",
+        ),
         pytest.param(
             ["status", "--role", "dns"], "--role: has probes only: add --probe livez or --probe readyz", id="dns status"
         ),
@@ -213,6 +224,43 @@ def test_probes_of_the_dns_workers_ask_every_worker(run_dir: Path, capsys: pytes
     first.close()
     assert capsys.readouterr().err == (
         "dns-1/instances/w/admin.sock: readyz: 503: waiting for the node: another instance holds it\n"
+    )
+
+
+MANIFESTS = """
+{apiVersion: v1, kind: Node, metadata: {name: n3}, spec: {podCIDRs: [10.244.3.0/24]},
+ status: {addresses: [{type: InternalIP, address: 192.0.2.3}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {type: NodePort, clusterIP: 10.96.0.10,
+ externalTrafficPolicy: Local, ports: [{name: http, port: 80, nodePort: 30080}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{name: http, port: 8080}],
+ metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}},
+ endpoints: [{addresses: [10.244.3.9], nodeName: n3}, {addresses: [10.244.4.9], nodeName: n4}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: odd}, spec: {ports: 7}}
+"""
+
+
+def test_render_without_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The node is another machine, known by its Node object; what is left out is told."""
+    config = tmp_path / "config.yaml"
+    config.write_text("dataplane: {masquerade_all: true, service_cidrs: [10.96.0.0/12]}\n", encoding="utf-8")
+    manifests = tmp_path / "objects.yaml"
+    manifests.write_text(MANIFESTS, encoding="utf-8")
+    command = ["render", "--config", str(config), "--manifests", str(manifests), "--node-name", "n3"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"svcproxy: left out: Service default/odd: {manifests}:12: spec.ports: ")
+    check("render-manifests.nft", captured.out)
+
+
+def test_render_with_a_configuration_needs_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.touch()
+    assert main(["render", "--config", str(config)]) == 2
+    assert capsys.readouterr().err == (
+        "svcproxy: --manifests: needed beside --config; without both, the running agent is asked\n"
     )
 
 

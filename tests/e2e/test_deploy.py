@@ -53,7 +53,7 @@ async def test_the_agent_runs_with_the_role_of_the_manifests(deployed: ControlPl
     with AgentProcess(tmp_path, "--kubeconfig", str(deployed.kubeconfig(token))) as agent:
         await agent.ready()
         synced = {source["kind"]: source["synced"] for source in agent.get("/v1/status")["sources"]}
-        assert synced == {"Service": True, "EndpointSlice": True, "Namespace": True, "Node": True}
+        assert synced == dict.fromkeys(("Service", "EndpointSlice", "Namespace", "Node", "ServiceCIDR"), True)
 
 
 def without(role: dict[str, Any], resource: str) -> dict[str, Any]:
@@ -69,6 +69,9 @@ def without(role: dict[str, Any], resource: str) -> dict[str, Any]:
         pytest.param("endpointslices", "EndpointSlice", id="endpointslices: no backends, the agent is not ready"),
         pytest.param("namespaces", "Namespace", id="namespaces: DNS cannot tell an empty namespace from none"),
         pytest.param("nodes", "Node", id="nodes: zone and addresses of the own node are unknown"),
+        pytest.param(
+            "servicecidrs", "ServiceCIDR", id="servicecidrs: addresses of no Service are not met with silence"
+        ),
     ],
 )
 async def test_without_a_rule_its_kind_is_not_followed_and_the_reason_is_named(
@@ -89,6 +92,8 @@ async def test_without_a_rule_its_kind_is_not_followed_and_the_reason_is_named(
         await eventually(refused, f"{kind} is not synced, the error names {resource}, all others are followed")
         if kind in {"Service", "EndpointSlice"}:
             assert agent.readiness()["ready"] is False
+        elif kind == "ServiceCIDR":
+            await agent.ready()
 
 
 async def conflict_is_reported(plane: ControlPlane, tmp_path: Path) -> AgentProcess:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from svcproxy.frontends.node import NodeView
-from svcproxy.frontends.trace import ENDPOINTS_MAX, InvalidAddress, Trace, Verdict, trace
+from svcproxy.frontends.trace import ENDPOINTS_MAX, InvalidAddress, Stage, Trace, Verdict, trace
 from svcproxy.model import EndpointSlice, Service
 from svcproxy.model.meta import Protocol
 from tests.frontends.world import (
@@ -45,6 +45,15 @@ def traced(world: World, ip: str, port: int = 80, source: str | None = None, **r
         conflicts=world.builder.conflicts,
         refused=dict.fromkeys(world.table.frontends, refused["refused"]) if refused else {},
     )
+
+
+def test_where_interfaces_tell_pods_an_address_is_not_the_last_word() -> None:
+    world = World(service(), slice_of(a1))
+    by_interface = trace(
+        world.table, world.store, world.node, CLUSTER_IP, Protocol.TCP, 80, source=X, pod_interfaces=("veth*", "cni0")
+    )
+    (said,) = (step.text for step in by_interface.steps if step.stage is Stage.SOURCE)
+    assert "nor this node, by its address; what comes through veth*, cni0 is a pod's; every source" in said
 
 
 LOCAL = {"externalTrafficPolicy": "Local"}

@@ -25,7 +25,7 @@ from svcproxy.kube.decoding import (
 )
 from svcproxy.kube.interning import Interner
 from svcproxy.kube.source import InvalidObject
-from svcproxy.model import EndpointSlice, Namespace, NamespacedName, Node, Object, Pod, Service
+from svcproxy.model import EndpointSlice, Namespace, NamespacedName, Node, Object, Pod, Service, ServiceCIDR
 
 KEY = NamespacedName("prod", "db")
 META = {"name": "db", "namespace": "prod", "resourceVersion": "7"}
@@ -77,7 +77,10 @@ def test_one_bad_object_costs_itself_alone(item: Any, expected: RefusedObject) -
     assert page.refused == (expected,)
 
 
-@pytest.mark.parametrize("kind", [Service, EndpointSlice, Namespace, Node, Pod])
+KINDS = [Service, EndpointSlice, Namespace, Node, Pod, ServiceCIDR]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_least_object_of_each_kind(kind: type[Any]) -> None:
     least: dict[str, Any] = {"metadata": {"name": "a"}}
     if kind is EndpointSlice:
@@ -215,7 +218,7 @@ OBJECTS = st.recursive(
 )
 
 
-@given(items=st.lists(OBJECTS, max_size=5), kind=st.sampled_from([Service, EndpointSlice, Node, Namespace, Pod]))
+@given(items=st.lists(OBJECTS, max_size=5), kind=st.sampled_from(KINDS))
 def test_any_list_of_json_is_taken_apart(items: list[Any], kind: type[Any]) -> None:
     decoder = KindDecoder(kind)
     page: Page[Any] = decoder.page(
@@ -274,6 +277,9 @@ def test_equal_values_are_shared_and_objects_stay_equal() -> None:
         pytest.param(msgspec.convert({**GOOD, "status": {"loadBalancer": {}}}, Service), id="Service"),
         pytest.param(msgspec.convert({"metadata": META, "spec": {"nodeName": "n1"}}, Pod), id="Pod"),
         pytest.param(msgspec.convert({"metadata": META}, Node), id="Node"),
+        pytest.param(
+            msgspec.convert({"metadata": META, "spec": {"cidrs": ["10.96.0.0/16"]}}, ServiceCIDR), id="ServiceCIDR"
+        ),
     ],
 )
 def test_sharing_changes_no_value(obj: Object) -> None:

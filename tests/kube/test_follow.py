@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from svcproxy.config import KubeConfig
-from svcproxy.model import EndpointSlice, Namespace, NamespacedName, Node, Service
+from svcproxy.model import EndpointSlice, Namespace, NamespacedName, Node, Service, ServiceCIDR
 from svcproxy.testing.fake_api import GONE, FakeApiServer, FakeCluster, line, refusal, status_body, stream
 from tests.kube.world import Recorder, api_source, decoded, following, service_fields, slice_fields
 
@@ -28,6 +28,7 @@ async def test_lists_every_kind_and_follows(cluster: FakeCluster, server: FakeAp
         assert sink.names(EndpointSlice) == {"s0-a"}
         assert sink.names(Namespace) == {"default"}
         assert sink.names(Node) == {"n1"}, "only the own Node"
+        assert sink.names(ServiceCIDR) == {"kubernetes"}
         cluster.put("Service", "new", "default", **service_fields("10.96.0.77"))
         cluster.put("Node", "n1", status={"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]})
         cluster.delete("Service", "s0", "default")
@@ -165,11 +166,76 @@ async def test_a_missing_rule_is_named(cluster: FakeCluster, server: FakeApiServ
     server.fail(forbidden, kind="EndpointSlice", verb="list", times=1000)
     source = api_source(server)
     async with following(source) as sink:
-        await sink.until_synced(3)
+        await sink.until_synced(4)
         await sink.until(lambda: "forbidden" in source.stats["EndpointSlice"].failures)
         error = {status.kind: status.error for status in source.status()}["EndpointSlice"]
         assert "lacks verb 'list' on resource 'endpointslices' in API group discovery.k8s.io" in error
         assert EndpointSlice not in sink.synced_kinds
+
+
+NOT_SERVED = refusal(404, "404 page not found")
+NOT_ALLOWED = refusal(403, status_body(403, "Forbidden", "servicecidrs is forbidden"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        pytest.param(NOT_SERVED, "not served", id="404: older than Kubernetes 1.33"),
+        pytest.param(NOT_ALLOWED, "forbidden", id="403: the role lacks the rule"),
+    ],
+)
+async def test_without_an_optional_kind_nothing_else_changes(
+    cluster: FakeCluster, server: FakeApiServer, answer: Any, cause: str
+) -> None:
+    async with FakeApiServer(cluster) as other:
+        for each in (server, other):
+            each.fail(answer, kind="ServiceCIDR", times=1000)
+        source = api_source(server, other, config=KubeConfig(backoff_max=30.0), random=lambda: 0.0)
+        async with following(source) as sink:
+            await sink.until_synced(4)
+            await sink.until(lambda: cause in source.stats["ServiceCIDR"].failures)
+            cluster.put("Namespace", "later")
+            await sink.until(lambda: "later" in sink.names(Namespace))
+            statuses = {status.kind: status for status in source.status()}
+            assert [kind for kind, status in statuses.items() if status.optional] == ["ServiceCIDR"]
+            assert not statuses["ServiceCIDR"].synced
+            assert "'servicecidrs' in API group" in statuses["ServiceCIDR"].error
+        assert sorted(bool(each.seen) for each in (server, other)) == [False, True], "no server is to blame"
+        assert all(not stats.failures for kind, stats in source.stats.items() if kind != "ServiceCIDR")
+
+
+@pytest.mark.parametrize("answer", [NOT_SERVED, NOT_ALLOWED], ids=["404", "403"])
+async def test_an_optional_kind_is_asked_for_less_often(server: FakeApiServer, answer: Any) -> None:
+    for kind in ("ServiceCIDR", "Namespace"):
+        server.fail(answer, kind=kind, times=1000)
+    source = api_source(server, config=KubeConfig(backoff_max=1.0), random=lambda: 0.0)
+    async with following(source) as sink:
+        await sink.until(lambda: server.count("list", "Namespace") >= 3)
+        assert server.count("list", "ServiceCIDR") == 1
+
+
+@pytest.mark.parametrize("answer", [NOT_SERVED, NOT_ALLOWED], ids=["404", "403"])
+@pytest.mark.parametrize("verb", ["list", "watch"])
+async def test_an_optional_kind_is_followed_once_it_can_be(
+    cluster: FakeCluster, server: FakeApiServer, answer: Any, verb: str
+) -> None:
+    server.fail(answer, kind="ServiceCIDR", verb=verb, times=2)
+    source = api_source(server)
+    async with following(source) as sink:
+        await sink.until_synced()
+        cluster.put("ServiceCIDR", "more", spec={"cidrs": ["10.97.0.0/16", "fd00::/112"]})
+        await sink.until(lambda: sink.names(ServiceCIDR) == {"kubernetes", "more"})
+        await sink.until(lambda: all(not status.error for status in source.status()))
+    assert sum(source.stats["ServiceCIDR"].failures.values()) == 2
+
+
+async def test_a_kind_that_is_needed_is_looked_for_elsewhere(cluster: FakeCluster, server: FakeApiServer) -> None:
+    async with FakeApiServer(cluster) as other:
+        for each in (server, other):
+            each.fail(NOT_SERVED, kind="EndpointSlice")
+        async with following(api_source(server, other)) as sink:
+            await sink.until_synced()
+        assert all(each.count("list", "EndpointSlice") for each in (server, other))
 
 
 async def test_retry_after_is_respected(cluster: FakeCluster, server: FakeApiServer) -> None:
@@ -177,7 +243,7 @@ async def test_retry_after_is_respected(cluster: FakeCluster, server: FakeApiSer
     server.fail(busy, kind="Service", verb="list", times=1000)
     source = api_source(server)
     async with following(source) as sink:
-        await sink.until_synced(3)
+        await sink.until_synced(4)
         cluster.put("Namespace", "later")
         await sink.until(lambda: "later" in sink.names(Namespace))
         assert server.count("list", "Service") == 1

@@ -13,7 +13,7 @@ import pytest
 from svcproxy.kube.manifest_reader import Gone, Unreadable
 from svcproxy.kube.manifests import ManifestSource, check, scan
 from svcproxy.kube.source import InvalidObject
-from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Pod, Service, Store
+from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Pod, Service, ServiceCIDR, Store
 from svcproxy.process.follow import FileFollower
 
 PATIENCE = 10.0
@@ -88,8 +88,8 @@ async def test_a_directory_is_listed_and_followed(tmp_path: Path) -> None:
     (tmp_path / "nested").mkdir()
     (tmp_path / "nested" / "d.yaml").write_text(service("d"))
     async with running(tmp_path) as (source, sink):
-        await sink.until(lambda: len(sink.kinds) == 5)
-        assert set(sink.kinds) == {Service, EndpointSlice, Node, Namespace, Pod}
+        await sink.until(lambda: len(sink.kinds) == 6)
+        assert set(sink.kinds) == {Service, EndpointSlice, Node, Namespace, Pod, ServiceCIDR}
         assert sink.services() == {"a": "10.0.0.1"}
         assert NamespacedName("", "empty") in sink.store.namespaces
         assert all(status.synced and not status.error for status in source.status())
@@ -135,7 +135,7 @@ async def test_a_bad_document_is_reported_and_its_object_kept(tmp_path: Path) ->
     path = tmp_path / "a.yaml"
     path.write_text(service("a") + service("b"))
     async with running(tmp_path) as (_, sink):
-        await sink.until(lambda: len(sink.kinds) == 5)
+        await sink.until(lambda: len(sink.kinds) == 6)
         replace(path, service("a", "10.0.0.300") + service("b", "10.0.0.3"))
         await sink.until(lambda: sink.services() == {"a": "10.0.0.1", "b": "10.0.0.3"})
         (report,) = sink.reports
@@ -148,7 +148,7 @@ async def test_a_directory_that_vanishes_removes_nothing(tmp_path: Path) -> None
     directory.mkdir()
     (directory / "a.yaml").write_text(service("a"))
     async with running(directory) as (source, sink):
-        await sink.until(lambda: len(sink.kinds) == 5)
+        await sink.until(lambda: len(sink.kinds) == 6)
         directory.rename(tmp_path / "elsewhere")
         async with asyncio.timeout(PATIENCE):
             while not source.status()[0].error:  # noqa: ASYNC110  (the source tells nobody, it shows)
@@ -179,7 +179,7 @@ async def test_a_path_that_appears_late_is_not_synced_before(tmp_path: Path) -> 
 async def test_many_objects_come_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("".join(service(f"s{number}") for number in range(1200)))
     async with running(tmp_path) as (_, sink):
-        await sink.until(lambda: len(sink.kinds) == 5)
+        await sink.until(lambda: len(sink.kinds) == 6)
         assert len(sink.store.services) == 1200
         assert len(sink.read_at) == 4, "one namespace, Services in three pieces"
 

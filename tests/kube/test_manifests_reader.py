@@ -26,6 +26,13 @@ endpoints: [{addresses: [10.1.0.1]}]
 ports: [{port: 8080}]
 """
 
+RANGE = """\
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+spec: {cidrs: [10.96.0.0/12]}
+"""
+
 
 def service(name: str, ip: str = "10.0.0.1") -> str:
     return SERVICE.replace("NAME", name).replace("10.0.0.1", ip)
@@ -86,6 +93,11 @@ def test_every_kind_is_read() -> None:
         kind: Pod
         metadata: {name: web-0, namespace: prod}
         status: {phase: Running, podIPs: [{ip: 10.1.0.1}]}
+        ---
+        apiVersion: networking.k8s.io/v1
+        kind: ServiceCIDR
+        metadata: {name: kubernetes}
+        spec: {cidrs: [10.96.0.0/16, "FD00::/112"]}
         """)
     assert reasons == []
     assert set(objects) == {
@@ -95,6 +107,7 @@ def test_every_kind_is_read() -> None:
         "Namespace empty",
         "Namespace prod",
         "Pod prod/web-0",
+        "ServiceCIDR kubernetes",
     }
 
 
@@ -206,6 +219,9 @@ def bad(change: tuple[str, str], *reasons: str, of: str = SERVICE, id: str) -> o
         bad(("addressType: IPv4\n", ""), "1: addressType: required", of=SLICE, id="no address type"),
         bad(("port: 8080", "port: 0"), "6: ports[0].port: 0 is out of range", of=SLICE, id="slice port"),
         bad(("{port: 8080}", "{port: 1}, {port: 2}"), "6: ports[1].name: '' is the name of", of=SLICE, id="port names"),
+        bad(("10.96.0.0/12", "10.96.0.0/33"), "4: spec.cidrs[0]: '10.96.0.0/33' is not a CIDR", of=RANGE, id="range"),
+        bad(("[10.96.0.0/12]", "[]"), "4: spec.cidrs: required", of=RANGE, id="no range"),
+        bad(("0/12]", "0/12, 10.0.0.0/8]"), "4: spec.cidrs[1]: two ranges of one family", of=RANGE, id="two ranges"),
         bad(("io/v1", "io/v1beta1"), "1: apiVersion: EndpointSlice is read as discovery", of=SLICE, id="version"),
         bad(("kind: Service\n", ""), "1: not a Kubernetes object: it needs apiVersion and kind", id="no kind"),
         bad(("{name: web}", "{name: web"), "4: while parsing a flow mapping", id="syntax"),

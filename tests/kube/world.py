@@ -64,7 +64,7 @@ class Recorder:
                 except TimeoutError:
                     continue
 
-    async def until_synced(self, count: int = 4) -> None:
+    async def until_synced(self, count: int = 5) -> None:
         """Return when that many kinds have been listed."""
         await self.until(lambda: len(self.synced_kinds) >= count)
 
@@ -106,10 +106,11 @@ def slice_fields(service: str, *addresses: str, port: int = 8080, name: str = "h
 
 
 def populate(cluster: FakeCluster, services: int = 5) -> None:
-    """Services `s0`, `s1` … in `default`, a slice, the namespace and two nodes."""
+    """Services `s0`, `s1` … in `default`, a slice, the namespace, two nodes and the range of the Services."""
     cluster.put("Namespace", "default")
     cluster.put("Node", "n1")
     cluster.put("Node", "n2")
+    cluster.put("ServiceCIDR", "kubernetes", spec={"cidrs": ["10.96.0.0/16"]})
     cluster.put("EndpointSlice", "s0-a", "default", **slice_fields("s0", "10.1.0.1"))
     for number in range(services):
         cluster.put("Service", f"s{number}", "default", **service_fields(f"10.96.0.{number + 1}"))

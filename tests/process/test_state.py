@@ -25,10 +25,12 @@ from svcproxy.model import (
     Node,
     ObjectMeta,
     Service,
+    ServiceCIDR,
     Store,
 )
 from svcproxy.model.node import NodeMeta
 from svcproxy.model.service import ServiceMeta, ServicePort, ServiceSpec
+from svcproxy.model.service_cidr import ServiceCIDRSpec
 from svcproxy.model.slice import SliceLabels, SliceMeta
 from svcproxy.process.state import (
     BLOCK_WEIGHT,
@@ -71,6 +73,11 @@ slices = st.builds(
 )
 namespaces = st.builds(Namespace, metadata=st.builds(ObjectMeta, name=names))
 nodes = st.builds(Node, metadata=st.builds(NodeMeta, name=names))
+service_cidrs = st.builds(
+    ServiceCIDR,
+    metadata=st.builds(ObjectMeta, name=names),
+    spec=st.builds(ServiceCIDRSpec, cidrs=st.none() | st.tuples(names)),
+)
 
 
 def tuples(of: st.SearchStrategy[T]) -> st.SearchStrategy[tuple[T, ...]]:
@@ -84,6 +91,7 @@ snapshots = st.builds(
     slices=tuples(slices),
     namespaces=tuples(namespaces),
     nodes=tuples(nodes),
+    service_cidrs=tuples(service_cidrs),
     versions=tuples(st.tuples(names, names)),
     servers=tuples(names),
 )

@@ -85,8 +85,9 @@ def _statement(statement: Statement, family: Family) -> Sequence[Expression]:  #
             return (*_load(operands, family), lookup(name, word=0, inverted=not present))
         case layout.LocalSource():
             return fib_type(Fib.SADDR, to=0), compare(host_order(RTN_LOCAL), word=0)
-        case layout.FromInterface(name):
-            return meta(Meta.IIFNAME, to=0), compare(_interface(name), word=0)
+        case layout.FromInterface(name, present):
+            op = Compare.EQ if present else Compare.NEQ
+            return meta(Meta.IIFNAME, to=0), compare(_interface(name), word=0, op=op)
         case layout.Translated():
             return (
                 ct(Ct.STATUS, to=0),

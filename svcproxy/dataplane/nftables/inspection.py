@@ -131,7 +131,7 @@ class _Walk:
 def inspect(kernel: Kernel, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
     """Follow a new connection to a canonical address through the tables.
 
-    `source`: None is admitted by every firewall; `near`: whether it is a pod's or this node's, which the kernel may tell
-    by more than the address. Raises `DataplaneLost`.
+    `source`: None is admitted by every firewall; `near`: whether it is a pod's or this node's, which the kernel may
+    tell by more than the address. Raises `DataplaneLost`.
     """
     return _Walk(kernel, ip, protocol, port, source, near).seen()

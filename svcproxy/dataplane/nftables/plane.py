@@ -209,13 +209,12 @@ class NftablesDataplane:
             self._lent = False
             self._damaged.set()
 
-    async def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
+    def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> None:
         """Have other rules from the next `resync` on, which reads and compares everything."""
-        async with self._lock:
-            ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
-            if ground != self._ground:
-                self._ground = ground
-                self._doubt("the surroundings changed")
+        ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
+        if ground != self._ground:
+            self._ground = ground
+            self._doubt("node or cluster are not what the rules say")
 
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""

@@ -524,6 +524,20 @@ def test_who_is_a_pod(
     assert met.scope is (Scope.CLUSTER if family in is_pod or source is SourceKind.NODE else Scope.LOCAL)
 
 
+@pytest.mark.parametrize(
+    ("kind", "policy", "expected"),
+    [
+        pytest.param(FrontendKind.CLUSTER_IP, TrafficPolicy.CLUSTER, True, id="3: pod to ClusterIP"),
+        pytest.param(FrontendKind.LOAD_BALANCER, TrafficPolicy.LOCAL, False, id="11: pod, Local"),
+    ],
+)
+def test_masquerade_all_is_about_cluster_ips(kind: FrontendKind, policy: TrafficPolicy, expected: bool) -> None:
+    frontend = address(kind, policy)
+    _, simulated = started(table_of(frontend, cluster=1, local=1), replace(SURROUNDINGS, masquerade_all=True))
+    packet = Packet(SOURCES[Family.IPV4][SourceKind.POD], VIPS[Family.IPV4], Protocol.TCP, 80)
+    assert simulated.masquerades(packet, NEW) is expected
+
+
 def test_a_pod_that_reaches_itself_is_masqueraded() -> None:
     table = FrontendTable({address().key: address()})
     table.backends[address().backend_set(Scope.CLUSTER)] = set(BACKENDS[Family.IPV4])

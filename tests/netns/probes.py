@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that tell whom they see, and clients that tell what they met. TCP and UDP, on real sockets."""
+
+import asyncio
+import itertools
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self, cast
+
+from svcproxy.model.meta import Protocol
+
+PATIENCE = 10.0
+"""Seconds that a client waits for an answer or a refusal it expects."""
+SILENCE = 1.5
+"""Seconds after which a client that expects no answer believes it: the second SYN of a second later is answered too."""
+ANSWER_OCTETS = 512
+BACKLOG = 1024
+
+_questions = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server answered."""
+
+    by: str
+    source: str
+    """The client's address as the server saw it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The connection was refused, or the port unreachable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """Nothing came back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something else: no route, a reset connection, another one's answer."""
+
+    reason: str
+
+
+Outcome = Served | Refused | Timeout | Failed
+REFUSED = Refused()
+TIMEOUT = Timeout()
+
+
+class Server:
+    """Answers on TCP or UDP with its name, the client's address and what it got. Closed by `close`."""
+
+    def __init__(self, name: str, protocol: Protocol, ip: str, port: int) -> None:
+        """Binds in the network namespace of the caller. Raises OSError."""
+        self.name = name
+        self.sources: list[str] = []
+        """The clients' addresses, one for each connection or datagram."""
+        self.connections: set[asyncio.Transport] = set()
+        self._sock = _socket(protocol, ip)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if ":" in ip:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._sock.bind((ip, port))
+        self._stream = protocol is Protocol.TCP
+        self._endpoint: asyncio.Server | asyncio.DatagramTransport | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._stream:
+            self._endpoint = await loop.create_server(lambda: _Connection(self), sock=self._sock, backlog=BACKLOG)
+        else:
+            self._endpoint, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=self._sock)
+
+    def close(self) -> None:
+        """Take no new clients. Connections stay."""
+        if self._endpoint is None:
+            self._sock.close()
+        else:
+            self._endpoint.close()
+
+    def abort(self) -> None:
+        """Close everything at once."""
+        self.close()
+        for connection in list(self.connections):
+            connection.abort()
+
+    def answer(self, source: str, question: bytes) -> bytes:
+        return b" ".join((self.name.encode(), source.encode(), question))
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._source = transport.get_extra_info("peername")[0]
+        self._server.sources.append(self._source)
+        self._server.connections.add(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(self._server.answer(self._source, data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self._transport)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)  # asyncio's own is no subclass before 3.13
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._server.sources.append(addr[0])
+        self._transport.sendto(self._server.answer(addr[0], data), addr)
+
+
+class Flow:
+    """One TCP connection or one connected UDP socket."""
+
+    def __init__(self, protocol: Protocol, target: tuple[str, int], source: tuple[str, int] | None = None) -> None:
+        """Opens the socket in the network namespace of the caller; connects with the first question."""
+        self._target = target
+        self._connected = False
+        self.sock = _socket(protocol, target[0])
+        if source is not None:
+            try:
+                self.sock.bind(source)
+            except OSError:
+                self.sock.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    async def ask(self, patience: float = PATIENCE) -> Outcome:
+        """Ask and say what came of it within `patience` seconds. May be asked again."""
+        loop = asyncio.get_running_loop()
+        question = b"%d" % next(_questions)
+        try:
+            async with asyncio.timeout(patience):
+                if not self._connected:
+                    await loop.sock_connect(self.sock, self._target)
+                    self._connected = True
+                with suppress(PermissionError):  # what a rule takes out on this very host; what comes back tells more
+                    await loop.sock_sendall(self.sock, question)
+                answer = await loop.sock_recv(self.sock, ANSWER_OCTETS)
+        except TimeoutError:
+            return TIMEOUT
+        except ConnectionRefusedError:
+            return REFUSED
+        except OSError as exc:
+            return Failed(str(exc))
+        words = answer.split(b" ")
+        if len(words) != 3 or words[2] != question:
+            return Failed(f"answer {answer!r} to {question!r}")
+        return Served(words[0].decode(), words[1].decode())
+
+    def send(self, question: bytes = b"?") -> None:
+        """Send one way. Raises OSError, a refusal that has come back among them."""
+        if not self._connected:
+            self.sock.connect(self._target)
+            self._connected = True
+        self.sock.send(question)
+
+
+def _socket(protocol: Protocol, ip: str) -> socket.socket:
+    sock = socket.socket(
+        socket.AF_INET6 if ":" in ip else socket.AF_INET,
+        socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM,
+    )
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's process comes, goes, is killed and replaced on a node under load: new connections never notice."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from svcproxy.model.meta import Family, Protocol
+from tests.e2e.harness import AgentProcess, eventually
+from tests.netns.places import AT
+from tests.netns.probes import Outcome, Served
+from tests.netns.world import World
+
+pytestmark = pytest.mark.netns
+
+AT_A_TIME = 20
+"""Connections tried together, again and again."""
+IPV4 = AT[Family.IPV4]
+TARGET = (IPV4.cluster_ip, 80)
+
+
+def manifests(directory: Path, *pods: str) -> None:
+    """One Service with these endpoints, as files of a kind that a program may write: replaced by rename."""
+    meta = {"name": "web", "namespace": "shop"}
+    documents = [
+        {
+            "kind": "Service",
+            "apiVersion": "v1",
+            "metadata": meta,
+            "spec": {"clusterIP": IPV4.cluster_ip, "clusterIPs": [IPV4.cluster_ip], "ports": [{"port": 80}]},
+        },
+        {
+            "kind": "EndpointSlice",
+            "apiVersion": "discovery.k8s.io/v1",
+            "metadata": {**meta, "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [IPV4.of_pods[pod]]} for pod in pods],
+            "ports": [{"name": "", "port": 8080}],
+        },
+    ]
+    (directory / ".new").write_text("\n---\n".join(map(json.dumps, documents)))
+    (directory / ".new").rename(directory / "web.yaml")
+
+
+class Node:
+    """n1 with a manifest directory and agents on it."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self.world = world
+        self.objects = directory / "objects"
+        self.objects.mkdir()
+        self._directory = directory
+        self._agents: list[AgentProcess] = []
+        config = {"dataplane": {"mode": "nftables"}, "admin": {"health_listen": None, "metrics_listen": None}}
+        (directory / "config.yaml").write_text(json.dumps(config))
+
+    async def agent(self, instance: str = "", *, ready: bool = True) -> AgentProcess:
+        """One more agent process, started and by default ready."""
+        agent = AgentProcess(self._directory, "--manifests", str(self.objects), instance=instance)
+        self._agents.append(agent)
+        with self.world.n1.entered():
+            agent.start()
+        if ready:
+            await agent.ready()
+        return agent
+
+    def close(self) -> None:
+        for agent in self._agents:
+            agent.kill()
+
+    async def serves(self, *pods: str) -> None:
+        """Return once new connections reach these pods and no others."""
+        while True:
+            met = await self.world.attempts(AT_A_TIME, "p1", Protocol.TCP, TARGET)
+            if set(met) == {Served(pod, IPV4.p1) for pod in pods}:
+                return
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as made:
+        yield made
+
+
+@pytest.fixture
+def node(world: World, tmp_path: Path) -> Iterator[Node]:
+    made = Node(world, tmp_path)
+    manifests(made.objects, "a1", "b1")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@asynccontextmanager
+async def load(node: Node) -> AsyncIterator[Counter[Outcome]]:
+    """Connections from a pod and from outside, all the time; at the end every one of them was served."""
+    met = Counter[Outcome]()
+
+    async def connect(place: str) -> None:
+        while True:
+            met.update(await node.world.attempts(AT_A_TIME, place, Protocol.TCP, TARGET))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(connect(place), name=place) for place in ("p1", "x")]
+        yield met
+        before = met.total()
+        await eventually(lambda: met.total() > before + 4 * AT_A_TIME, "the load goes on")
+        for task in tasks:
+            task.cancel()
+    assert [outcome for outcome in met if not isinstance(outcome, Served)] == []
+
+
+def programming(agent: AgentProcess) -> dict[str, int]:
+    """The counters of what programming took, by name."""
+    lines = agent.api().ask("/metrics").body.decode().splitlines()
+    prefix = "svcproxy_nftables_"
+    rows = (line.removeprefix(prefix).split() for line in lines if line.startswith(prefix))
+    return {name.removesuffix("_total"): int(float(value)) for name, value in rows}
+
+
+async def test_case_45_t39_killed_and_started_again(node: Node) -> None:
+    async with node.world.serving():
+        agent = await node.agent()
+        async with load(node) as met:
+            await eventually(lambda: met.total() > AT_A_TIME, "there is load")
+            agent.kill()
+            before = met.total()
+            await eventually(lambda: met.total() > before + 10 * AT_A_TIME, "the kernel serves alone")
+            again = await node.agent()
+            assert programming(again)["operations"] == 0
+            manifests(node.objects, "a2")
+            await node.serves("a2")
+        assert programming(again)["rejections"] == 0
+
+
+async def test_t40_endpoints_changed_while_it_was_down(node: Node) -> None:
+    async with node.world.serving():
+        agent = await node.agent()
+        async with load(node):
+            agent.kill()
+            manifests(node.objects, "a2", "b2", "b1")
+            await node.serves("a1", "b1")
+            await node.agent()
+            await node.serves("a2", "b2", "b1")
+
+
+async def test_a_new_version_takes_over_under_load(node: Node) -> None:
+    async with node.world.serving():
+        old = await node.agent("old")
+        async with load(node):
+            new = await node.agent("new")
+            await eventually(lambda: bool(old.readiness().get("waiting")), "the old one stands by")
+            assert programming(new)["operations"] == 0
+            manifests(node.objects, "a2")
+            await node.serves("a2")
+            new.kill()
+            await old.ready()
+            manifests(node.objects, "a1", "b2")
+            await node.serves("a1", "b2")
+            assert old.stop() == 0
+            await node.serves("a1", "b2")
