@@ -34,6 +34,7 @@ from svcproxy.dataplane.nftables.operations import (
     ReplaceElement,
     SetName,
     form_of,
+    is_foreign,
     prefix_of,
 )
 from svcproxy.dataplane.nftables.render import Renderer
@@ -169,7 +170,9 @@ class _Found:
         self._standing: defaultdict[Held, _Standing] = defaultdict(_Standing)
         for (family, name, key), data in held.items():
             form = FORM_OF.get(name)
-            if form is None or name not in (SETS_OF[form].ep, SETS_OF[form].pick) or not isinstance(data, tuple):
+            if form is None or is_foreign(key) or not isinstance(data, tuple):
+                continue
+            if name not in (SETS_OF[form].ep, SETS_OF[form].pick):
                 continue
             mark = int(key[-1])
             standing = self._standing[family, form, key[:-1], Scope.LOCAL if mark & LOCAL_BIT else Scope.CLUSTER]

@@ -43,6 +43,10 @@ class BackendIds:
             self._next = (self._next + 1) % BACKEND_IDS
         return TAG_BIT | self.port_id << PORT_SHIFT | held
 
+    def marks(self) -> Iterator[int]:
+        """All ids, as marks."""
+        return (TAG_BIT | self.port_id << PORT_SHIFT | held for held in self._taken)
+
     def release(self, backend: Backend) -> int | None:
         """Give an id back; returns it as a mark, None if the backend had none."""
         held = self._ids.pop(backend, None)
@@ -113,6 +117,10 @@ class Affinity:
     def ids(self, key: BackendSetKey) -> BackendIds:
         """The ids of a Service port that is held."""
         return self._ports[key.service_port, key.family]
+
+    def marks(self, family: Family) -> Iterator[int]:
+        """The ids of all backends of a family, as marks. O(backends with affinity)."""
+        return (mark for (_, each), ids in self._ports.items() if each is family for mark in ids.marks())
 
     def find(self, key: BackendSetKey) -> BackendIds | None:
         """The same, None if it is not held."""

@@ -25,6 +25,8 @@ OPERATIONS_PER_BATCH = 5_000
 """Others who change nftables wait for a batch; one of this size takes the kernel some ten milliseconds."""
 ELEMENTS_PER_REQUEST = 500
 """The longest element takes 130 octets, a list of them 64 KiB at most."""
+ELEMENTS_PER_SUSPECT = 10
+"""The kernel names one element of each request that it refuses: smaller requests let it name more at once."""
 
 
 _RANGED = frozenset(name for name, spec in SETS.items() if spec.interval)
@@ -66,8 +68,8 @@ def at_once(grow: Iterable[Operation]) -> bool:
     return not any(isinstance(each, EnsureChain) or each.set in _RANGED for each in grow)
 
 
-def compose(operations: Iterable[Operation]) -> Batch:
-    """One batch: chains, then what goes, then what comes."""
+def compose(operations: Iterable[Operation], size: int = ELEMENTS_PER_REQUEST) -> Batch:
+    """One batch: chains, then what goes, then what comes. `size`: elements in one request, at most."""
     requests: list[Request] = []
     origins: list[tuple[Operation, ...]] = []
     going: defaultdict[_Place, list[ReplaceElement | DeleteElement]] = defaultdict(list)
@@ -84,11 +86,11 @@ def compose(operations: Iterable[Operation]) -> Batch:
         if not isinstance(operation, DeleteElement):
             coming[place].append(operation)
     for (family, name), removals in going.items():
-        for contents, sources in _parts(*_taken_out(name, removals)):
+        for contents, sources in _parts(size, *_taken_out(name, removals)):
             requests += nft.delete_contents(TABLES[family], name, contents, echo=SETS[name].counter)
             origins.append(sources)
     for (family, name), additions in coming.items():
-        for contents, sources in _parts(*_put_in(name, additions)):
+        for contents, sources in _parts(size, *_put_in(name, additions)):
             requests += nft.new_contents(TABLES[family], name, contents)
             origins.append(sources)
     assert len(requests) == len(origins)
@@ -115,11 +117,10 @@ def _put_in(name: SetName, additions: Sequence[AddElement | ReplaceElement]) -> 
 
 
 def _parts(
-    contents: Sequence[bytes], sources: Sequence[Operation]
+    size: int, contents: Sequence[bytes], sources: Sequence[Operation]
 ) -> Iterator[tuple[Sequence[bytes], tuple[Operation, ...]]]:
-    for start in range(0, len(contents), ELEMENTS_PER_REQUEST):
-        end = start + ELEMENTS_PER_REQUEST
-        yield contents[start:end], tuple(sources[start:end])
+    for start in range(0, len(contents), size):
+        yield contents[start : start + size], tuple(sources[start : start + size])
 
 
 def _together(left: Operation, right: Operation) -> bool:

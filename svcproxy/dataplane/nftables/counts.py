@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """New connections of each frontend, counted by the kernel's elements and kept beyond them. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 
 from svcproxy.dataplane.nftables.answers import Elements
 from svcproxy.dataplane.nftables.elements import decode
@@ -18,6 +18,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._gone: dict[FrontendKey, int] = {}
+        self._told: dict[FrontendKey, int] = {}
 
     def add(self, elements: Elements) -> None:
         """Take over what elements had counted when they went."""
@@ -28,11 +29,20 @@ class Counts:
         """Frontends that are gone."""
         for key in keys:
             self._gone.pop(key, None)
+            self._told.pop(key, None)
 
-    def total(self, read: Callable[[], Iterable[Elements]]) -> Mapping[FrontendKey, int]:
-        """Connections by frontend: what `read` finds, and what went before. No number falls.
+    def start_over(self, frontends: Collection[FrontendKey]) -> None:
+        """There are these frontends, and elements may have gone without having been counted: numbers may fall."""
+        self.forget([key for key in self._gone if key not in frontends])
+        self._told.clear()
 
-        A frontend whose element went while `read` was at it counts without its new element: that is in the next total.
+    def total(
+        self, read: Callable[[], Iterable[Elements]], frontends: Container[FrontendKey]
+    ) -> Mapping[FrontendKey, int]:
+        """Connections of the frontends: what `read` finds, and what went before. No number falls.
+
+        A frontend whose element went while `read` was at it counts without its new element, and one that `read` missed
+        as it did before: that is in the next total.
         """
         before = dict(self._gone)
         present = {key: packets for elements in read() for key, packets in counted(elements)}
@@ -41,7 +51,10 @@ class Counts:
                 present[key] = gone
             elif key in present:
                 present[key] += gone
-        return present
+        for key, told in list(self._told.items()):
+            present[key] = max(told, present.get(key, 0))
+        self._told = {key: number for key, number in present.items() if key in frontends}
+        return self._told.copy()
 
 
 def counted(elements: Elements) -> Iterable[tuple[FrontendKey, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from svcproxy.dataplane.nftables.expressions import Verdict as StoredVerdict
 from svcproxy.dataplane.nftables.layout import SETS, FieldType
-from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, plain_content
+from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, content, plain_content
 from svcproxy.dataplane.nftables.operations import (
     FORM_OF,
     AddElement,
@@ -27,7 +27,7 @@ from svcproxy.dataplane.nftables.operations import (
     ReplaceElement,
     SetName,
 )
-from svcproxy.dataplane.nftables.ways import number_of, verdict_of
+from svcproxy.dataplane.nftables.ways import NUMBER_OCTETS, number_of, verdict_of
 from svcproxy.model.meta import Family, Protocol
 
 ENCODED_MEMO = 1 << 16
@@ -35,8 +35,11 @@ ENCODED_MEMO = 1 << 16
 
 NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 """IPPROTO_*."""
-_PROTOCOLS = {number: protocol for protocol, number in NUMBERS.items()}
 _PROTOCOL_WORDS: dict[Field, bytes] = {protocol: bytes((number, 0, 0, 0)) for protocol, number in NUMBERS.items()}
+_PROTOCOLS = {word: protocol for protocol, word in _PROTOCOL_WORDS.items()}
+_FOREIGN = "0x"
+WORD_OCTETS = 4
+_ADDRESSES = frozenset((FieldType.ADDRESS, FieldType.PREFIX))
 _OCTETS = {Family.IPV4: 4, Family.IPV6: 16}
 _BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
@@ -74,7 +77,10 @@ def contents(name: SetName, operations: Iterable[AddElement | ReplaceElement]) -
 def keys(name: SetName, operations: Iterable[ReplaceElement | DeleteElement]) -> list[bytes]:
     """The elements that operations take out, likewise."""
     into_key, _ = _ENCODERS[name]
-    return [plain_content(_joined(into_key, each.key), b"") for each in operations]
+    return [
+        plain_content(_joined(into_key, each.key), b"") if len(each.key) > 1 else content(encode(name, each.key)[0])
+        for each in operations
+    ]
 
 
 def encode(name: SetName, key: Key, data: Data = None) -> tuple[Element, ...]:
@@ -82,44 +88,65 @@ def encode(name: SetName, key: Key, data: Data = None) -> tuple[Element, ...]:
     spec = SETS[name]
     into_key, into_data = _ENCODERS[name]
     stored = None if data is None else _number(data) if spec.verdicts else _joined(into_data, _fields(data))
+    if len(key) == 1 and str(key[0]).startswith(_FOREIGN):
+        first, _, last = str(key[0])[len(_FOREIGN) :].partition("-")
+        return (Element(bytes.fromhex(first), stored, bytes.fromhex(last)),)
     if not spec.interval:
         return (Element(_joined(into_key, key), stored),)
-    first, last = _bounds(str(key[-1]))
+    low, high = _bounds(str(key[-1]))
     if len(key) == 1:
-        start = Element(first.packed)
-        if int(last) + 1 == 1 << last.max_prefixlen:
+        start = Element(low.packed)
+        if int(high) + 1 == 1 << high.max_prefixlen:
             return (start,)
-        return start, Element((last + 1).packed, interval_end=True)
+        return start, Element((high + 1).packed, interval_end=True)
     shared = _joined(into_key[:-1], key[:-1])
-    return (Element(shared + first.packed, key_end=shared + last.packed),)
+    return (Element(shared + low.packed, key_end=shared + high.packed),)
 
 
 def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterator[tuple[Key, Data]]:
-    """The layout's elements that the kernel's stand for. A verdict that is none of ours comes out as None.
+    """The layout's elements that the kernel's stand for, and others'.
 
-    Raises ValueError for an element that cannot be one of this set's.
+    A key that the layout has not (of another protocol, a range of ports, the one for all other keys) comes out as one
+    field, its octets in hexadecimal, and data that it has not as None: enough to delete them.
     """
     spec = SETS[name]
     if spec.interval and len(spec.key) == 1:
-        yield from (((each,), None) for each in _decode_ranges(family, elements))
+        bounds = []
+        for element in elements:
+            if element.key:
+                bounds.append(element)
+            else:
+                yield _foreign(element), None
+        yield from (((each,), None) for each in _decode_ranges(family, bounds))
         return
     for element in elements:
-        key = _split(family, spec.key, element.key)
-        if spec.interval:
-            end = _split(family, spec.key, element.key_end or element.key)
-            key = (*key[:-1], _range(str(key[-1]), str(end[-1])))
-        yield key, _decode_data(family, name, element.data)
+        yield _decode_key(family, name, element), _decode_data(family, name, element.data)
+
+
+def _decode_key(family: Family, name: SetName, element: Element) -> Key:
+    fields = _KEYS[family, name]
+    first = _split(fields, element.key)
+    if first is None:
+        return _foreign(element)
+    if not SETS[name].interval:
+        return first
+    last = _split(fields, element.key_end or element.key)
+    if last is None or last[:-1] != first[:-1]:
+        return _foreign(element)
+    return (*first[:-1], _range(str(first[-1]), str(last[-1])))
+
+
+def _foreign(element: Element) -> Key:
+    end = f"-{element.key_end.hex()}" if element.key_end else ""
+    return (f"{_FOREIGN}{element.key.hex()}{end}",)
 
 
 def _decode_data(family: Family, name: SetName, data: bytes | StoredVerdict | None) -> Data:
-    spec = SETS[name]
-    match data:
-        case bytes() if spec.verdicts:
-            return verdict_of(FORM_OF[name], int.from_bytes(data, sys.byteorder))
-        case bytes() if spec.data:
-            return _split(family, spec.data, data)
-        case _:
-            return None
+    if not isinstance(data, bytes):
+        return None
+    if SETS[name].verdicts:
+        return verdict_of(FORM_OF[name], int.from_bytes(data, sys.byteorder)) if len(data) == NUMBER_OCTETS else None
+    return _split(_DATA[family, name], data) or None
 
 
 def _joined(encoders: Iterable[_Encoder], fields: Key) -> bytes:
@@ -130,7 +157,7 @@ def _joined(encoders: Iterable[_Encoder], fields: Key) -> bytes:
 @lru_cache(maxsize=VERDICTS_KEPT)
 def _number(verdict: Data) -> bytes:
     assert isinstance(verdict, Goto | Drop)
-    return number_of(verdict).to_bytes(4, sys.byteorder)
+    return number_of(verdict).to_bytes(NUMBER_OCTETS, sys.byteorder)
 
 
 def _fields(data: Data) -> Key:
@@ -138,37 +165,44 @@ def _fields(data: Data) -> Key:
     return data or ()
 
 
-def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key:
-    fields: list[Field] = []
-    offset = 0
-    for kind in types:
-        match kind:
-            case FieldType.ADDRESS | FieldType.PREFIX:
-                length = _OCTETS[family]
-                fields.append(text(octets[offset : offset + length]))
-                offset += length
-            case FieldType.PROTOCOL:
-                fields.append(_protocol(octets[offset : offset + 1]))
-                offset += 4
-            case FieldType.PORT:
-                fields.append(int.from_bytes(octets[offset : offset + 2]))
-                offset += 4
-            case FieldType.MARK:
-                fields.append(int.from_bytes(octets[offset : offset + 4], sys.byteorder))
-                offset += 4
-    return tuple(fields)
-
-
-def _protocol(octet: bytes) -> Protocol | int:
-    """The protocol, or the number of one that is none of ours."""
-    number = int.from_bytes(octet)
-    return _PROTOCOLS.get(number, number)
-
-
 @lru_cache(maxsize=ENCODED_MEMO)
 def text(octets: bytes) -> str:
     """An address in canonical form."""
-    return str(ipaddress.IPv4Address(octets)) if len(octets) == 4 else str(ipaddress.IPv6Address(octets))
+    return ".".join(map(str, octets)) if len(octets) == 4 else str(ipaddress.IPv6Address(octets))
+
+
+_Decoder = Callable[[bytes], Field | None]
+_Fields = tuple[int, tuple[tuple[int, int, _Decoder], ...]]
+"""A concatenation: its octets, and begin, end and meaning of each field."""
+_DECODE: dict[FieldType, _Decoder] = {
+    FieldType.ADDRESS: text,
+    FieldType.PREFIX: text,
+    FieldType.PROTOCOL: _PROTOCOLS.get,
+    FieldType.PORT: lambda octets: octets[0] << 8 | octets[1],
+    FieldType.MARK: lambda octets: int.from_bytes(octets, sys.byteorder),
+}
+
+
+def _fields_of(family: Family, types: Iterable[FieldType]) -> _Fields:
+    fields, end = [], 0
+    for kind in types:
+        start, end = end, end + (_OCTETS[family] if kind in _ADDRESSES else WORD_OCTETS)
+        fields.append((start, end, _DECODE[kind]))
+    return end, tuple(fields)
+
+
+_KEYS = {(family, name): _fields_of(family, spec.key) for family in Family for name, spec in SETS.items()}
+_DATA = {(family, name): _fields_of(family, spec.data) for family in Family for name, spec in SETS.items()}
+
+
+def _split(fields: _Fields, octets: bytes) -> Key | None:
+    """The fields of a concatenation; None if it is none of the layout's."""
+    length, each = fields
+    if len(octets) != length:
+        return None
+    found = [decode(octets[start:end]) for start, end, decode in each]
+    known = tuple([field for field in found if field is not None])
+    return known if len(known) == len(found) else None
 
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -172,6 +172,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """An element of a set or map."""
 
     key: bytes
+    """Empty: all keys that no other element has (NFT_SET_ELEM_CATCHALL)."""
     data: bytes | Verdict | None = None
     key_end: bytes = b""
     """Last key of a range, inclusive, in a set of concatenations and intervals."""
@@ -197,10 +198,12 @@ def concatenation(*fields: bytes) -> bytes:
 
 def content(element: Element) -> bytes:
     """An element in octets, without the attribute around it. Raises ValueError, see `new_elements`."""
-    octets = u32(3, 1) if element.interval_end else b""
+    flags = element.interval_end | (not element.key) << 1
+    octets = u32(3, flags) if flags else b""
     if element.timeout_ms:
         octets += u64(4, element.timeout_ms)
-    octets += _value(1, element.key)
+    if element.key:
+        octets += _value(1, element.key)
     if element.key_end:
         octets += _value(10, element.key_end)
     match element.data:

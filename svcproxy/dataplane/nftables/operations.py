@@ -238,6 +238,11 @@ FORM_OF = {name: form for form, sets in SETS_OF.items() for name in msgspec.stru
 """The form of the frontends that a set is about; shared sets are absent."""
 
 
+def is_foreign(key: Key) -> bool:
+    """Whether an element of a set of frontends is none that a frontend has: see `elements.decode`."""
+    return len(key) == 1
+
+
 PREFIX_FIELDS = {Form.ADDRESS: 3, Form.NODE_PORT: 2}
 """How many fields of a key are the frontend."""
 
@@ -262,15 +267,17 @@ def frontends_of(operations: Iterable[Operation]) -> set[FrontendKey]:
     prefixes = {
         (operation.family, form, operation.key[: PREFIX_FIELDS[form]])
         for operation in operations
-        if not isinstance(operation, EnsureChain) and (form := FORM_OF.get(operation.set)) is not None
+        if not isinstance(operation, EnsureChain)
+        and (form := FORM_OF.get(operation.set)) is not None
+        and not is_foreign(operation.key)
     }
     return {_frontend(family, form, prefix) for family, form, prefix in prefixes}
 
 
 def frontend_at(family: Family, name: SetName, key: Key) -> FrontendKey | None:
-    """The frontend that an element belongs to; None in sets that frontends share."""
+    """The frontend that an element belongs to; None in sets that frontends share, and for what no frontend has."""
     form = FORM_OF.get(name)
-    if form is None:
+    if form is None or is_foreign(key):
         return None
     return _frontend(family, form, key)
 

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Self, TypeVar
 
 from svcproxy.dataplane.contract import APPLIED, Outcome, Refused
@@ -44,8 +43,7 @@ INLINE_CHANGES = 200
 STICKY_INTERVAL = 1.0
 """Shortest time in seconds between two looks at which clients remember backends that are gone."""
 LENT = "a successor takes the tables over"
-STALE_IDS_MAX = 100_000
-"""Ids of backends that went, until clients' memories of them are deleted. What exceeds it expires by itself."""
+CLOSED = "the data plane is closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,7 @@ class NftablesDataplane:
             opened.pop_all()
         self._watching = False
         self._lent = False
+        self._closed = False
         self._renderer = Renderer()
         self._counts = Counts()
         self.totals = Totals()
@@ -84,11 +83,13 @@ class NftablesDataplane:
         self._unsure = "nothing has been read yet"
         """Why what is in force is not known; empty if it is."""
         self._owned = False
-        self._compromised: dict[FrontendKey, str] = {}
         self._shrink: tuple[Operation, ...] = ()
         self._shrink_at = 0.0
         self._surplus = asyncio.Event()
-        self._stale_ids: set[int] = set()
+        self._stale = False
+        """Whether clients may remember backends that are gone."""
+        self._foreign = False
+        """Whether others changed the tables since they were read."""
         self._damaged = asyncio.Event()
         self._read_before = False
         self._lock = asyncio.Lock()
@@ -116,14 +117,11 @@ class NftablesDataplane:
             self._heard()
             if self._unsure:
                 raise DataplaneLost(self._unsure)
-            if _size(delta) + len(surplus) <= INLINE_CHANGES:
-                with self._sure():
-                    rendered = self._apply(delta, surplus)
-            else:
-                rendered = await self._in_thread(lambda: self._apply(delta, surplus))
+            rendered = await self._carry_out(self._size(delta) + len(surplus), lambda: self._apply(delta, surplus))
+            if self._changes.unsettled:
+                await self._in_thread(self._conclude)
             if self._shrink:
                 self._surplus.set()
-            self._remember_to_forget(rendered.stale_ids)
             self._counts.forget(key for key in delta.removed if key not in self._renderer.table.frontends)
         return {key: self._outcome(key) for key in rendered.affected}
 
@@ -134,10 +132,11 @@ class NftablesDataplane:
         and changes of others' are heard of. With it, everything is read and compared.
         """
         async with self._working():
-            if self._lent:
-                raise DataplaneLost(LENT)
+            if self._lent or self._closed:
+                raise DataplaneLost(CLOSED if self._closed else LENT)
             self._reopen()
-            await self._finish()
+            with suppress(DataplaneLost):  # then it is read and compared
+                await self._finish()
             self._heard()
             self._attend(True)  # whatever others change from here on is heard of
             repairs = await self._in_thread(lambda: self._resync(desired))
@@ -148,16 +147,20 @@ class NftablesDataplane:
     def refused(self) -> Mapping[FrontendKey, str]:
         """Frontends of the table not in force, with the kernel's reason."""
         frontends = self._renderer.table.frontends
-        return {key: reason for key, reason in self._changes.refused.items() if key in frontends}
+        refused = {key: reason for key, reason in self._changes.refused.items() if key in frontends}
+        if len(self._ground.families) < len(Family):
+            refused |= {key: reason for key in frontends if (reason := self._impossible(key)) is not None}
+        return refused
 
     async def drain(self, timeout: float) -> None:
         """Nothing to wait for: connections are the kernel's."""
 
     async def close(self) -> None:
         """Close the sockets. The tables stay, and with them all connections, old and new."""
-        async with self._lock:
+        async with self._lock, self._reading:
             self._let_go()
-            self._unsure = "closed"
+            self._closed = True
+            self._unsure = CLOSED
             self._watch.close()
             self._reader.close()
             self._thread.shutdown()
@@ -176,7 +179,7 @@ class NftablesDataplane:
     @property
     def compromised(self) -> Mapping[FrontendKey, str]:
         """Frontends in force with another affinity than asked for, and why."""
-        return self._compromised
+        return self._renderer.compromised
 
     @property
     def owned(self) -> bool:
@@ -219,7 +222,11 @@ class NftablesDataplane:
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""
         async with self._reading:
-            return await asyncio.to_thread(self._counts.total, self._read_counters)
+            return await _whole(
+                asyncio.get_running_loop().run_in_executor(
+                    None, self._counts.total, self._read_counters, self._renderer.table.frontends
+                )
+            )
 
     # --- work
 
@@ -233,35 +240,35 @@ class NftablesDataplane:
         rendered = self._renderer.render(delta)
         phases = rendered.phases
         self._changes.advance(phases, surplus)
-        if self._changes.refused:
-            time.sleep(SHRINK_DELAY)
-            self._changes.run(phases.shrink)
-            self._changes.settle()
-        else:
-            self._shrink, self._shrink_at = phases.shrink, time.monotonic() + SHRINK_DELAY
-        for key in rendered.affected:
-            self._compromised.pop(key, None)
-        self._compromised |= rendered.compromised
+        self._shrink, self._shrink_at = phases.shrink, time.monotonic() + SHRINK_DELAY
+        self._stale |= bool(rendered.stale_ids)
         return rendered
 
+    def _conclude(self) -> None:
+        """Take surplus slots away, when their time has come, and settle what was refused."""
+        time.sleep(max(0.0, self._shrink_at - time.monotonic()))
+        operations, self._shrink = self._shrink, ()
+        self._changes.run(operations)
+        self._changes.settle()
+
     def _resync(self, desired: FrontendTable) -> FrontendDelta:
-        before, refused = self._renderer.table, dict(self._changes.refused)
         if self._unsure:
             return self._read_and_compare(desired)
-        was = before.copy()
-        self._apply(diff(before, desired))
-        self._changes.run(self._shrink)
-        self._shrink = ()
-        return repairs(
-            was, desired, {key for key in refused if key not in self._changes.refused}, self._changes.refused
-        )
+        was, refused = self._renderer.table.copy(), set(self._changes.refused)
+        delta = diff(was, desired)
+        self._apply(delta)
+        self._conclude()
+        self._changes.retry()
+        self._counts.forget(delta.removed)
+        return repairs(was, desired, refused - self._changes.refused.keys(), self.refused)
 
     def _read_and_compare(self, desired: FrontendTable) -> FrontendDelta:
         ground, first = self._ground, not self._read_before
+        foreign, self._foreign = self._foreign, False
         self._unsure = ""  # what others do from here on makes it so again
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
         self._owned = established.owned
-        held = read(self._kernel, ground.families)
+        held = read(self._kernel, ground.families, owned=established.owned)
         was = desired if first else self._renderer.table
         self._renderer, phases = adopt(desired, held, established.chains, ground.surroundings, ground.hairpin_cidrs)
         self._shrink = ()
@@ -270,13 +277,29 @@ class NftablesDataplane:
         self._changes.settle()
         found = [each for phase in phases.in_order() for each in phase]
         self._read_before = True
-        if not first:
+        self._stale = True
+        self._counts.start_over(desired.frontends.keys())
+        if foreign and not first:
             self.drifted += len(found)
-        return repairs(was, desired, frontends_of(found), self._changes.refused)
+        return repairs(was, desired, frontends_of(found), self.refused)
 
     def _outcome(self, key: FrontendKey) -> Outcome:
-        reason = self._changes.refused.get(key)
+        reason = self._changes.refused.get(key) or self._impossible(key)
         return APPLIED if reason is None else Refused(reason)
+
+    def _impossible(self, key: FrontendKey) -> str | None:
+        """Why a frontend cannot be served whatever the kernel says; None if it can, or is not asked for."""
+        if key.family in self._ground.families or key not in self._renderer.table.frontends:
+            return None
+        return f"the kernel has no nf_tables for {key.family.label}"
+
+    def _size(self, delta: FrontendDelta) -> int:
+        """How much there may be to do: backends that change, and all of frontends that do."""
+        frontends, slots = self._renderer.table.frontends, self._renderer.table.backends
+        named = [*delta.frontends, *(frontends[key] for key in delta.removed if key in frontends)]
+        return sum(len(change.added) + len(change.removed) for change in delta.backends) + sum(
+            1 + len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope
+        )
 
     async def _due(self) -> Sequence[Operation]:
         """What is surplus, when its time has come. Holds the lock."""
@@ -284,17 +307,18 @@ class NftablesDataplane:
             return ()
         if (early := self._shrink_at - time.monotonic()) > 0:
             await asyncio.sleep(early)
-        operations, self._shrink = self._shrink, ()
-        return () if self._unsure else operations
+        surplus, self._shrink = self._shrink, ()
+        return () if self._unsure else surplus
 
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
-        operations = await self._due()
-        if len(operations) <= INLINE_CHANGES:
-            with self._sure():
-                self._changes.run(operations)
+        if not self._shrink:
+            return
+        await asyncio.sleep(max(0.0, self._shrink_at - time.monotonic()))
+        if self._unsure:
+            self._shrink = ()
         else:
-            await self._in_thread(lambda: self._changes.run(operations))
+            await self._carry_out(len(self._shrink), self._conclude)
 
     async def _finish_in_time(self) -> None:
         while True:
@@ -307,25 +331,30 @@ class NftablesDataplane:
 
     # --- clients' memories
 
-    def _remember_to_forget(self, ids: Iterable[int]) -> None:
-        self._stale_ids.update(islice(ids, STALE_IDS_MAX - len(self._stale_ids)))
-
     async def _forget(self) -> None:
         while True:
             await asyncio.sleep(STICKY_INTERVAL)
-            if not self._stale_ids:
+            if self._unsure or not self._stale:
                 continue
-            stale, self._stale_ids = self._stale_ids, set()
+            self._stale = False
             try:
-                async with self._reading:
-                    found = await asyncio.to_thread(sticky.find, self._reader, self._ground.families, stale)
-                async with self._working():
-                    if not self._unsure:
-                        await self._in_thread(partial(sticky.delete, self._kernel, found))
+                await self._forget_stale()
             except DataplaneLost as exc:
-                log.warning(
-                    "clients may remember backends that are gone until that expires", extra={"cause": exc.cause}
-                )
+                self._stale = True
+                log.warning("clients remember backends that are gone", extra={"cause": exc.cause})
+
+    async def _forget_stale(self) -> None:
+        families = self._ground.families
+        async with self._reading:
+            memories = await _whole(
+                asyncio.get_running_loop().run_in_executor(None, sticky.read, self._reader, families)
+            )
+        async with self._working():
+            if self._unsure:
+                self._stale = True
+                return
+            stale = sticky.stale(memories, {family: {*self._renderer.marks(family)} for family in families})
+            await self._in_thread(partial(sticky.delete, self._kernel, stale))
 
     # --- others
 
@@ -349,6 +378,7 @@ class NftablesDataplane:
                 content = answer.content
                 if isinstance(content, TableState | ObjectState | Elements) and content.table in TABLES.values():
                     self.foreign_changes += 1
+                    self._foreign = True
                     self._doubt("somebody else changed the tables")
         except DataplaneLost as exc:
             self._doubt(exc.cause)
@@ -370,7 +400,7 @@ class NftablesDataplane:
             return
         if self._shrink and not self._unsure:
             with suppress(DataplaneLost):
-                self._changes.run(self._shrink)
+                self._conclude()
         self._shrink = ()
         self._unsure = LENT
         self._attend(False)
@@ -408,18 +438,20 @@ class NftablesDataplane:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """The work's result. Cancelled, it waits for the work all the same: the kernel has one user at a time."""
         with self._sure():
-            running = asyncio.get_running_loop().run_in_executor(self._thread, work)
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                await asyncio.wait((running,))
-                raise
+            return await _whole(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _carry_out(self, size: int, work: Callable[[], T]) -> T:
+        """The work's result: done here if it is small, else in the thread."""
+        if size > INLINE_CHANGES:
+            return await self._in_thread(work)
+        with self._sure():
+            return work()
 
     def _read_counters(self) -> list[Elements]:
         read_sets = []
         for family in self._ground.families:
             for name in COUNTED:
-                stored = self._reader.elements(TABLES[family], name.value)
+                stored = self._reader.elements(TABLES[family], name.value, consistent=False)
                 if stored is not None:
                     read_sets.append(Elements(False, TABLES[family], name.value, stored))
         return read_sets
@@ -450,6 +482,13 @@ def repairs(
     )
 
 
-def _size(delta: FrontendDelta) -> int:
-    named = len(delta.frontends) + len(delta.removed)
-    return named + sum(len(change.added) + len(change.removed) for change in delta.backends)
+async def _whole(running: asyncio.Future[T]) -> T:
+    """What a thread's work results in. Cancelled, however often, it is waited for all the same."""
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((running,))
+        running.exception()  # heard of, if there is one
+        raise

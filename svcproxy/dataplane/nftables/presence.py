@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables themselves: found, claimed or made, and read. Blocks while the kernel works."""
 
+import errno
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from svcproxy.dataplane.nftables import tables
+from svcproxy.dataplane.nftables import tables, ways
 from svcproxy.dataplane.nftables.adoption import Contents, Place
 from svcproxy.dataplane.nftables.answers import TableState
 from svcproxy.dataplane.nftables.elements import decode
 from svcproxy.dataplane.nftables.layout import SCHEMA, SETS, Surroundings
-from svcproxy.dataplane.nftables.messages import Request, TableFlag, delete_table, new_table
+from svcproxy.dataplane.nftables.messages import (
+    Request,
+    TableFlag,
+    delete_chain,
+    delete_elements,
+    delete_table,
+    flush_chain,
+)
 from svcproxy.dataplane.nftables.operations import BackendChain, Data, chain_of
 from svcproxy.dataplane.nftables.tables import TABLES
-from svcproxy.dataplane.nftables.transaction import Kernel, Rejected
+from svcproxy.dataplane.nftables.transaction import Committed, Failure, Kernel, Rejected
 from svcproxy.errors import DataplaneLost
 from svcproxy.model.meta import Family
 
@@ -23,6 +31,11 @@ log = logging.getLogger(__name__)
 
 OWNED = TableFlag.OWNER | TableFlag.PERSIST
 """Nobody but the process that claimed the table changes it, and it stays when that process is gone."""
+
+
+CHAINS_PER_BATCH = 100
+"""Backend chains whose rules are written anew at once: a quarter of what the smallest send buffer holds."""
+_NO_FAULT_OF_THE_TABLE = frozenset((errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMSGSIZE))
 
 
 class TableTaken(DataplaneLost):
@@ -43,49 +56,41 @@ def establish(kernel: Kernel, families: Iterable[Family], flags: TableFlag, surr
     """Make the tables, or take over those that are there with all that is in them.
 
     `flags` are for new tables; one without an owner that was not made to be claimed stays so. All rules are written
-    anew, in one batch for each family, so that no packet meets a chain without them. A table of another schema is
-    replaced. Raises `TableTaken`, and `DataplaneLost` for whatever else the kernel refuses.
+    anew, those of the constant chains in one batch for each family, those of a backend chain in one, so that no packet
+    meets a chain without them. A table of another schema, or in which something has another form, is replaced, in one
+    batch. Raises `TableTaken`, before anything is changed, and `DataplaneLost` for whatever else the kernel refuses.
     """
+    found = {family: _find(kernel, family) for family in families}
     chains: set[tuple[Family, BackendChain]] = set()
     owned = True
-    for family in families:
-        found = _find(kernel, family)
-        kept = _flags(found, flags)
-        if found is not None and tables.schema_of(found.comment) != SCHEMA:
-            log.warning("table of another version is replaced", extra={"family": family.label, "was": found.comment})
-            _commit(kernel, family, (new_table(TABLES[family], kept),))
-            replaced: tuple[Request, ...] = (delete_table(TABLES[family]),)
-            found, kept = None, flags
-        else:
-            replaced = ()
-        listed = kernel.chains(TABLES[family]) if found is not None else ()
-        held = [chain for each in listed if isinstance(chain := chain_of(each.name), BackendChain)]
-        rules = (
-            *tables.rules(family, surroundings),
-            *(each for it in held for each in tables.backend_chain(family, it)),
-        )
-        _commit(kernel, family, (*replaced, *tables.create(family, kept), *rules))
+    for family, state in found.items():
+        kept = _establish_fixed(kernel, family, state, flags, surroundings)
+        listed = {each.name: chain_of(each.name) for each in kernel.chains(TABLES[family])}
+        _remove_foreign(kernel, family, [name for name, chain in listed.items() if chain is None])
+        held = [chain for chain in listed.values() if isinstance(chain, BackendChain)]
+        for start in range(0, len(held), CHAINS_PER_BATCH):
+            part = held[start : start + CHAINS_PER_BATCH]
+            _commit(kernel, family, [each for chain in part for each in tables.backend_chain(family, chain)])
         chains.update((family, chain) for chain in held)
         owned &= TableFlag.OWNER in kept
     return Established(frozenset(chains), owned)
 
 
-def read(kernel: Kernel, families: Iterable[Family]) -> Contents:
-    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone or holds what it cannot."""
+def read(kernel: Kernel, families: Iterable[Family], *, owned: bool) -> Contents:
+    """Every element that the agent keeps. O(table). Raises `DataplaneLost` if a set is gone.
+
+    What others do to other tables disturbs the reading of tables that are `owned` no more than writing to them.
+    """
     held: dict[Place, Data] = {}
     for family in families:
         for name, spec in SETS.items():
             if spec.dynamic_size is not None:
                 continue
-            stored = kernel.elements(TABLES[family], name.value)
+            stored = kernel.elements(TABLES[family], name.value, consistent=not owned)
             if stored is None:
                 raise DataplaneLost(f"no set {name} in table {family.label} {TABLES[family].name}")
-            try:
-                held.update(
-                    ((family, name, key), data) for key, data in decode(family, name, (it.element for it in stored))
-                )
-            except ValueError as exc:
-                raise DataplaneLost(f"set {name} of table {family.label} {TABLES[family].name}: {exc}") from exc
+            decoded = decode(family, name, (each.element for each in stored))
+            held.update(((family, name, key), data) for key, data in decoded)
     return held
 
 
@@ -105,16 +110,61 @@ def _find(kernel: Kernel, family: Family) -> TableState | None:
 
 
 def _flags(found: TableState | None, wanted: TableFlag) -> TableFlag:
-    """What the table can have: only one that was made to outlive its owner can be claimed."""
+    """What the table can have: only one that was made to outlive its owner can be claimed. None stays dormant."""
     if found is None:
         return wanted
-    claimable = TableFlag.PERSIST in found.flags and TableFlag.OWNER in wanted
-    return found.flags | TableFlag.OWNER if claimable else found.flags
+    kept = found.flags & ~TableFlag.DORMANT
+    claimable = TableFlag.PERSIST in kept and TableFlag.OWNER in wanted
+    return kept | TableFlag.OWNER if claimable else kept
+
+
+def _establish_fixed(
+    kernel: Kernel, family: Family, found: TableState | None, flags: TableFlag, surroundings: Surroundings
+) -> TableFlag:
+    """The table, its sets and constant chains; returns the flags it has."""
+    rules = tuple(tables.rules(family, surroundings))
+    kept = _flags(found, flags)
+    if found is None or tables.schema_of(found.comment) == SCHEMA:
+        requests = (*tables.create(family, kept), *_remove_wrong_ways(kernel, family), *rules)
+        outcome = kernel.commit(requests)
+        if isinstance(outcome, Committed):
+            return kept
+        failure = outcome.failures[0]
+        cause = _said(requests, failure)
+        if found is None or failure.index is None or failure.errno in _NO_FAULT_OF_THE_TABLE:
+            raise _lost(family, cause)
+    else:
+        cause = f"its comment is {found.comment!r}, not {tables.COMMENT!r}"
+    log.warning("table is replaced", extra={"family": family.label, "table": TABLES[family].name, "cause": cause})
+    _commit(kernel, family, (delete_table(TABLES[family]), *tables.create(family, flags), *rules))
+    return flags
+
+
+def _remove_wrong_ways(kernel: Kernel, family: Family) -> Iterator[Request]:
+    """Elements in the way of the right ones."""
+    for form, names in ways.OF_FORM.items():
+        for name in names:
+            stored = kernel.elements(TABLES[family], name, consistent=False) or ()
+            yield from delete_elements(TABLES[family], name, ways.wrong(form, [each.element for each in stored]))
+
+
+def _remove_foreign(kernel: Kernel, family: Family, names: Sequence[str]) -> None:
+    """Chains that are none of ours. What elements still lead to goes the next time."""
+    table = TABLES[family]
+    if names:
+        log.warning("foreign chains are removed", extra={"family": family.label, "chains": ", ".join(names)})
+        kernel.commit([*(flush_chain(table, name) for name in names), *(delete_chain(table, name) for name in names)])
 
 
 def _commit(kernel: Kernel, family: Family, requests: Sequence[Request]) -> None:
     outcome = kernel.commit(requests)
     if isinstance(outcome, Rejected):
-        failure = outcome.failures[0]
-        what = f"{requests[failure.index].kind.name}: " if failure.index is not None else ""
-        raise DataplaneLost(f"table {family.label} {TABLES[family].name}: {what}{failure}")
+        raise _lost(family, _said(requests, outcome.failures[0]))
+
+
+def _said(requests: Sequence[Request], failure: Failure) -> str:
+    return str(failure) if failure.index is None else f"{requests[failure.index].kind.name}: {failure}"
+
+
+def _lost(family: Family, cause: str) -> DataplaneLost:
+    return DataplaneLost(f"table {family.label} {TABLES[family].name}: {cause}")

@@ -96,8 +96,6 @@ class Rendered:
     phases: Phases
     stale_ids: tuple[int, ...]
     """Ids of backends that went: after shrink, elements of `aff` with such data may go, so that clients stick again."""
-    compromised: Mapping[FrontendKey, str]
-    """Frontends in force, but with another affinity than asked for, and why."""
     affected: tuple[FrontendKey, ...]
     """Frontends that the delta names, or whose backends or addresses it changes."""
 
@@ -126,11 +124,17 @@ class Renderer:
         self._chains = set(chains)
         self._cluster_ips: dict[str, int] = {}
         self._backend_ips: dict[str, int] = {}
+        self.compromised: dict[FrontendKey, str] = {}
+        """Frontends with another affinity than asked for, and why. Read-only for others."""
 
     @property
     def table(self) -> FrontendTable:
         """What was asked for. Read-only."""
         return self._tracked.table
+
+    def marks(self, family: Family) -> Iterator[int]:
+        """The ids, as marks, of backends that clients may remember. O(backends with affinity)."""
+        return self._affinity.marks(family)
 
     def render(self, delta: FrontendDelta) -> Rendered:
         """Take a delta in. Taking it in twice is taking it in once: the second time nothing is left to do."""
@@ -145,7 +149,6 @@ class Renderer:
             (key.service_port, key.family) for key, change in changes.items() if change.size != change.size_before
         }
         everyone = self._tracked.apply(delta).frontends
-        compromised: dict[FrontendKey, str] = {}
         let_go: list[Plan] = []
         cluster_ips: dict[str, int] = {}
         for key in everyone:
@@ -153,7 +156,8 @@ class Renderer:
             if old is not None and key not in named and (_port_of(old), key.family) not in resized:
                 self._render_changed(script, old, changes)
                 continue
-            new = self._plan(key, old, compromised)
+            self.compromised.pop(key, None)
+            new = self._plan(key, old)
             self._render_frontend(script, key, old, new, changes)
             if old is not None:
                 cluster_ips[old.cluster_ip] = cluster_ips.get(old.cluster_ip, 0) - 1
@@ -167,7 +171,7 @@ class Renderer:
             if not self._slots[set_key]:
                 del self._slots[set_key]
         self._affinity.forget_unused()
-        return Rendered(script.phases(), stale, compromised, everyone)
+        return Rendered(script.phases(), stale, everyone)
 
     def elements(self) -> Iterator[AddElement]:
         """Every element that the agent keeps, to compare the kernel with. O(table): for resyncs."""
@@ -244,12 +248,12 @@ class Renderer:
 
     # One frontend
 
-    def _plan(self, key: FrontendKey, old: Plan | None, compromised: dict[FrontendKey, str]) -> Plan | None:
+    def _plan(self, key: FrontendKey, old: Plan | None) -> Plan | None:
         """What the kernel shall hold for a frontend; None if it is gone."""
         frontend = self.table.frontends.get(key)
         if frontend is None:
             return None
-        timeout = self._affinity_timeout(frontend, old, compromised)
+        timeout = self._affinity_timeout(frontend, old)
         sets = SETS_OF[form_of(key)]
         near_scope, far_scope = scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)
         scopes = (near_scope,) if near_scope is far_scope else _SCOPES
@@ -273,24 +277,22 @@ class Renderer:
             key.ip if isinstance(key, Address) and frontend.kind is FrontendKind.CLUSTER_IP else "",
         )
 
-    def _affinity_timeout(
-        self, frontend: Frontend, old: Plan | None, compromised: dict[FrontendKey, str]
-    ) -> int | None:
+    def _affinity_timeout(self, frontend: Frontend, old: Plan | None) -> int | None:
         """The affinity time-out that is served; from here on the Service port's ids are held."""
         wanted = frontend.affinity_timeout
         if wanted is None:
             return None
         size = sum(len(self._slots.get(frontend.backend_set(scope), ())) for scope in _SCOPES)
         if size > BACKENDS_WITH_AFFINITY_MAX:
-            compromised[frontend.key] = f"no affinity: {size} backends, of {BACKENDS_WITH_AFFINITY_MAX} possible"
+            self.compromised[frontend.key] = f"no affinity: {size} backends, of {BACKENDS_WITH_AFFINITY_MAX} possible"
             return None
         held = old is not None and _affine(old) and _port_of(old) == frontend.service_port
         if not held and not self._affinity.hold(frontend.service_port, frontend.family):
-            compromised[frontend.key] = f"no affinity: {PORT_IDS} other Service ports have it"
+            self.compromised[frontend.key] = f"no affinity: {PORT_IDS} other Service ports have it"
             return None
         timeout = self._affinity.timeout(wanted)
         if timeout != wanted:
-            compromised[frontend.key] = f"affinity for {timeout} s: there are {TIMEOUTS_MAX} other time-outs"
+            self.compromised[frontend.key] = f"affinity for {timeout} s: there are {TIMEOUTS_MAX} other time-outs"
         return timeout
 
     def _verdict(self, frontend: Frontend, source: SourceKind, timeout: int | None) -> Verdict:

@@ -3,7 +3,7 @@
 
 import errno
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from svcproxy.dataplane.nftables.batches import ELEMENTS_PER_REQUEST
 from svcproxy.dataplane.nftables.messages import Element, delete_elements
@@ -13,32 +13,34 @@ from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.errors import DataplaneLost
 from svcproxy.model.meta import Family
 
-ROUNDS_MAX = 100
-"""Elements of one request that may expire before they are deleted."""
-
-Found = dict[Family, list[Element]]
+Memories = Mapping[Family, Collection[Element]]
 
 
-def find(kernel: Kernel, families: Iterable[Family], ids: Collection[int]) -> Found:
-    """What clients remember of backends with these ids. O(clients with affinity)."""
-    marks = {number.to_bytes(4, sys.byteorder) for number in ids}
+def read(kernel: Kernel, families: Iterable[Family]) -> Memories:
+    """What clients remember. O(clients with affinity)."""
     return {
-        family: [
-            each.element for each in kernel.elements(TABLES[family], SetName.AFF) or () if each.element.data in marks
-        ]
+        family: [each.element for each in kernel.elements(TABLES[family], SetName.AFF, consistent=False) or ()]
         for family in families
     }
 
 
-def delete(kernel: Kernel, found: Found) -> None:
-    """Delete it; what has expired meanwhile is passed over. Raises `DataplaneLost`."""
-    for family, elements in found.items():
-        for start in range(0, len(elements), ELEMENTS_PER_REQUEST):
-            _delete(kernel, family, elements[start : start + ELEMENTS_PER_REQUEST])
+def stale(memories: Memories, ids: Mapping[Family, Collection[int]]) -> Memories:
+    """Those of backends that have none of the ids."""
+    words = {family: {each.to_bytes(4, sys.byteorder) for each in ids[family]} for family in memories}
+    return {family: [each for each in known if each.data not in words[family]] for family, known in memories.items()}
+
+
+def delete(kernel: Kernel, memories: Memories) -> None:
+    """Delete them; what has expired meanwhile is passed over. Raises `DataplaneLost`."""
+    for family, elements in memories.items():
+        # Once each: a list that changed while it was read may have some twice.
+        known = [*{each.key: each for each in elements}.values()]
+        for start in range(0, len(known), ELEMENTS_PER_REQUEST):
+            _delete(kernel, family, known[start : start + ELEMENTS_PER_REQUEST])
 
 
 def _delete(kernel: Kernel, family: Family, elements: list[Element]) -> None:
-    for _ in range(ROUNDS_MAX):
+    while elements:
         outcome = kernel.commit([*delete_elements(TABLES[family], SetName.AFF, elements)])
         if isinstance(outcome, Committed):
             return
@@ -46,5 +48,3 @@ def _delete(kernel: Kernel, family: Family, elements: list[Element]) -> None:
         if failure.errno != errno.ENOENT or failure.element is None:
             raise DataplaneLost(f"map {SetName.AFF}: {failure}")
         del elements[failure.element]
-        if not elements:
-            return

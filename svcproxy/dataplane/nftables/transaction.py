@@ -187,9 +187,13 @@ class Kernel:
         """A table's rules in order, each with the name of its chain; none if there is no such table."""
         return self._objects(messages.list_rules(table), table)
 
-    def elements(self, table: Table, name: str) -> tuple[StoredElement, ...] | None:
-        """The elements of a set or map; None if there is no such set."""
-        listed = self._list(messages.list_elements(table, name))
+    def elements(self, table: Table, name: str, *, consistent: bool = True) -> tuple[StoredElement, ...] | None:
+        """The elements of a set or map; None if there is no such set.
+
+        Not `consistent`, some may be missing or listed twice if the set changes meanwhile. Otherwise the list is asked
+        for again whenever anybody changes nf_tables in this namespace, which may be all the time.
+        """
+        listed = self._list(messages.list_elements(table, name), consistent=consistent)
         if listed is None:
             return None
         return tuple(element for each in listed if isinstance(each, Elements) for element in each.elements)
@@ -214,8 +218,8 @@ class Kernel:
         listed = self._list(request) or ()
         return tuple(each for each in listed if isinstance(each, ObjectState) and each.table == table)
 
-    def _list(self, request: Request) -> list[Content] | None:
-        """What the kernel lists, consistent; None if that of which it should list the parts is not there."""
+    def _list(self, request: Request, *, consistent: bool = True) -> list[Content] | None:
+        """What the kernel lists; None if that of which it should list the parts is not there."""
         for _ in range(LIST_ATTEMPTS):
             listed: list[Content] = []
             interrupted = False
@@ -233,7 +237,7 @@ class Kernel:
                         listed.append(content)
             else:
                 raise DataplaneLost(f"{request.kind.name}: the list has no end")
-            if not interrupted:
+            if not (interrupted and consistent):
                 return listed
         raise DataplaneLost(f"{request.kind.name}: {LIST_ATTEMPTS} lists in a row changed while they were written")
 

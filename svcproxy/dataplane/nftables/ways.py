@@ -13,7 +13,7 @@ before the packet goes on: the first packet of a flow loses the priority that it
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.expressions import DROP as DROP_VERDICT
@@ -34,6 +34,7 @@ from svcproxy.dataplane.nftables.operations import (
 )
 from svcproxy.frontends.keys import Scope
 
+NUMBER_OCTETS = 4
 _FIXED_BIT = 1 << 29
 _FIXED = tuple(FixedChain)
 _SIZE_MASK = (1 << AFFINE_SIZE_BITS) - 1
@@ -56,10 +57,11 @@ _DETOURS: dict[str, tuple[Verdict, ...]] = {
     for form, sets in SETS_OF.items()
     for name, chains in ((sets.verdict, (firewall, split)), (sets.admitted, (split,)), (sets.near, ()))
 }
-_OF_FORM = {
+OF_FORM = {
     form: tuple(dict.fromkeys(WAYS[name] for name in (sets.verdict, sets.admitted, sets.near)))
     for form, sets in SETS_OF.items()
 }
+"""The maps of ways to the chains of each form."""
 
 
 def number_of(verdict: Verdict) -> int:
@@ -108,10 +110,20 @@ def fixed(table: Table) -> Iterator[Request]:
 
 def to(table: Table, chain: BackendChain) -> Iterator[Request]:
     """Make the ways to a backend chain, which may be there."""
-    for name in _OF_FORM[chain.form]:
+    for name in OF_FORM[chain.form]:
         yield from nft.new_elements(table, name, (way(Goto(chain)),))
+
+
+def wrong(form: Form, ways: Iterable[Element]) -> list[Element]:
+    """Those of a map of ways that lead elsewhere than their number says: others put them there."""
+    return [each for each in ways if not _right(form, each)]
+
+
+def _right(form: Form, found: Element) -> bool:
+    verdict = verdict_of(form, int.from_bytes(found.key, sys.byteorder)) if len(found.key) == NUMBER_OCTETS else None
+    return verdict is not None and found == way(verdict)
 
 
 def way(verdict: Verdict) -> Element:
     """The element that leads to a verdict."""
-    return Element(number_of(verdict).to_bytes(4, sys.byteorder), stored(verdict))
+    return Element(number_of(verdict).to_bytes(NUMBER_OCTETS, sys.byteorder), stored(verdict))

@@ -199,7 +199,7 @@ def test_no_look_up_misses_and_the_outcome_is_as_decided(steps: list[FrontendTab
         rendered = renderer.render(delta)
         assert_never_misses(simulated, rendered.phases, old, new)
         assert_decides(simulated, new)
-        assert not rendered.compromised
+        assert not renderer.compromised
         assert_keeps_account(simulated, renderer)
         assert not renderer.render(delta).phases
         old = new
@@ -439,9 +439,9 @@ def test_time_outs_beyond_the_bound_are_said() -> None:
         for n in range(TIMEOUTS_MAX + 1)
     ]
     renderer = Renderer()
-    rendered = renderer.render(FrontendDelta(frontends=tuple(some)))
-    assert list(rendered.compromised) == [some[-1].key]
-    assert f"affinity for {60 + TIMEOUTS_MAX - 1} s" in rendered.compromised[some[-1].key]
+    renderer.render(FrontendDelta(frontends=tuple(some)))
+    assert list(renderer.compromised) == [some[-1].key]
+    assert f"affinity for {60 + TIMEOUTS_MAX - 1} s" in renderer.compromised[some[-1].key]
 
 
 def replace_affinity(frontend: Frontend, service: str, affinity_timeout: int) -> Frontend:
