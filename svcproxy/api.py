@@ -147,6 +147,41 @@ class Listener(Answer, frozen=True, rename="camel"):
     """Why it is not being served; empty while it is. It is tried again every few seconds."""
 
 
+class Probe(Answer, frozen=True, rename="camel"):
+    """One feature of the kernel, tried out."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What the feature is for; if it does not work, the kernel's error."""
+    fallback: str
+    """What is done without it; empty while it works."""
+
+
+class Setting(Answer, frozen=True, rename="camel"):
+    """A parameter of the kernel that the agent sets."""
+
+    name: str
+    wanted: int
+    before: int | None
+    """null where it could not be read."""
+    after: int | None
+    error: str
+    """Why it is not as wanted; empty if it is."""
+
+
+class Foreign(Answer, frozen=True, rename="camel"):
+    """Another implementation of Services that is, or was, at work on this node."""
+
+    implementation: str
+    evidence: tuple[str, ...]
+    """What was found, for people to look at."""
+    alive: bool | None
+    """Whether it runs; null where that cannot be found out."""
+    removable: bool
+    """Whether `svcproxy cleanup --kube-proxy` removes what it left."""
+
+
 class Status(Answer, frozen=True, rename="camel"):
     """`/v1/status`. Lists are bounded; a `…Count` beside one is the whole number."""
 
@@ -161,6 +196,12 @@ class Status(Answer, frozen=True, rename="camel"):
     counts: Counts
     dataplane: str
     """The data plane in use."""
+    probes: tuple[Probe, ...]
+    """What the kernel can do; empty where no data plane there was asked for."""
+    settings: tuple[Setting, ...]
+    """Parameters of the kernel that the agent sets."""
+    others: tuple[Foreign, ...]
+    """Other implementations of Services, as seen when the data plane was opened."""
     refused: tuple[RefusedFrontend, ...]
     refused_count: int
     compromised: tuple[RefusedFrontend, ...]

@@ -25,6 +25,8 @@ INTERRUPTED = 130
 """As a shell reports SIGINT."""
 RUN_DIR = "/run/svcproxy"
 """Default of `run_dir`, as in `svcproxy.config`."""
+STATE_DIR = "/var/lib/svcproxy"
+"""Default of `state_dir`."""
 
 _FLAGS_OF_A_ROLE = "svcproxy.options:add_flags"
 _LAUNCH_OF_A_ROLE = "svcproxy.options:Launch"
@@ -146,6 +148,26 @@ def _render(parser: argparse.ArgumentParser) -> None:
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="leave it running until Ctrl-C, to try things by hand")
+
+
+def _cleanup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kube-proxy", action="store_true", help="also remove the rules that a kube-proxy has left on this node"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="go on while an agent runs here or a kube-proxy answers; either puts its rules back",
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", default=RUN_DIR, help=f"where instances have their sockets (default: {RUN_DIR})"
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default=STATE_DIR,
+        help=f"where it is noted which kernel parameters were changed (default: {STATE_DIR})",
+    )
 
 
 _RENDER = """\
@@ -302,6 +324,26 @@ VERBS: tuple[Verb, ...] = (
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
         configured=True,
+    ),
+    Verb(
+        "cleanup",
+        "svcproxy.cleanup:run",
+        "remove from this node what svcproxy has left on it",
+        "Removes svcproxy's nftables tables, of whatever version, takes back the kernel parameters it has set,\n"
+        "removes what dead instances left in the run directory, and prints a line for each. New connections to\n"
+        "Services fail from then on until something else serves them; established ones go on. Needs CAP_NET_ADMIN\n"
+        "in the node's network namespace.\n"
+        "\n"
+        "An agent leaves its rules in force when it ends, so that a restart interrupts nothing: this is for nodes\n"
+        "that svcproxy leaves. It refuses while an agent runs; stop that first. With --kube-proxy it removes\n"
+        "kube-proxy's rules as well: its nftables tables and its chains in the tables of iptables, never the\n"
+        "kubelet's. What it has to leave to you it names. Exits with 1 if anything is left that should not be;\n"
+        "doing it twice is harmless.",
+        _cleanup,
+        (
+            "svcproxy cleanup",
+            "svcproxy cleanup --kube-proxy                # when kube-proxy has been removed from the cluster",
+        ),
     ),
     Verb("version", "svcproxy.client.check:version", "print the version", "Prints the version.", _output),
 )

@@ -18,6 +18,8 @@ from svcproxy import syntax
 
 Seconds = Annotated[float, Meta(ge=0.001, le=31_536_000)]
 """A duration, at most a year."""
+ConntrackSeconds = Annotated[int, Meta(ge=0, le=31_536_000)]
+"""A timeout of connection tracking, whole seconds; 0 leaves what the kernel has."""
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 FilePath = Annotated[str, Meta(extra={"check": syntax.path})]
 NodeName = Annotated[str, Meta(extra={"check": syntax.node_name})]
@@ -34,7 +36,7 @@ class DataplaneMode(StrEnum):
     """Which data plane serves the frontends."""
 
     AUTO = "auto"
-    """The best one that works here; today `userspace`."""
+    """The best one that works here: `nftables` for a cluster if the kernel can, else `userspace`."""
     NFTABLES = "nftables"
     USERSPACE = "userspace"
     NONE = "none"
@@ -93,11 +95,35 @@ class UserspaceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """TCP connections at once; further ones are refused."""
 
 
+class ConntrackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the nftables data plane sets of the kernel's connection tracking at start. See below."""
+
+    max_per_core: Annotated[int, Meta(ge=0, le=10_000_000)] = 32768
+    """Connections tracked for each CPU. `nf_conntrack_max` is raised to the sum, never lowered. 0: not touched."""
+    min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 131072
+    """The least that `nf_conntrack_max` is raised to, whatever the number of CPUs."""
+    tcp_timeout_established: ConntrackSeconds = 86400
+    """Seconds that an idle TCP connection is remembered. 0: not touched."""
+    tcp_timeout_close_wait: ConntrackSeconds = 3600
+    """Seconds that a half-closed TCP connection is remembered. 0: not touched."""
+    tcp_be_liberal: bool = True
+    """Do not call segments outside the window invalid: one that is not translated resets the connection. False: not
+    touched."""
+    udp_timeout: ConntrackSeconds = 0
+    """Seconds that a UDP flow without an answer is remembered. 0: not touched."""
+    udp_timeout_stream: ConntrackSeconds = 0
+    """Seconds that an answered UDP flow is remembered. 0: not touched."""
+
+
 class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is balanced, and how."""
 
     mode: DataplaneMode = DataplaneMode.AUTO
-    """Which data plane serves. `auto`: the best one that works here, today `userspace`; `none`: DNS alone."""
+    """Which data plane serves. `auto`: `nftables` for a cluster if the kernel can, else `userspace`; `none`: DNS
+    alone."""
+    beside_others: bool = False
+    """Whether `nftables` serves although kube-proxy or another implementation of Services is at work on this node.
+    Otherwise it waits until that is gone, and removes what a kube-proxy has left."""
     detect_local_mode: DetectLocalMode | None = None
     """What tells pods from other sources: `cluster_cidrs`, the Node's podCIDRs, or the interface that packets come
     through. externalTrafficPolicy Local does not bind pods, and connections to a ClusterIP keep their source address.
@@ -121,6 +147,7 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resync_interval: Seconds = 300.0
     """Time between two comparisons of the data plane with the desired table."""
     userspace: UserspaceConfig = UserspaceConfig()
+    conntrack: ConntrackConfig = ConntrackConfig()
 
     @property
     def local_mode(self) -> DetectLocalMode:

@@ -79,6 +79,10 @@ class DataplaneLost(SvcproxyError):
         self.cause = cause
 
 
+class ConntrackError(SvcproxyError):
+    """Connection tracking refuses, or its answer is lost. Reaction: count, back off, list the flows again."""
+
+
 class StateError(SvcproxyError):
     """A state snapshot cannot be used: absent, damaged, of another version, too old. Reaction: start without it."""
 

@@ -3,8 +3,8 @@
 
     sudo PYTHONPATH=. .venv/bin/python bench/nftables/peer.py [--services 10000] [--endpoints 4] [--changes 100]
 
-Each follower is in a network namespace of its own, with a client and a server around it, and reaches the API server in a
-third one. Both see the same changes at the same time. A change is active when nf_tables notifies of a commit that has
+Each follower is in a network namespace of its own, with a client and a server around it, and reaches the API server in
+a third one. Both see the same changes at the same time. A change is active when nf_tables notifies of a commit that has
 the new endpoint's address, heard by the bench in either namespace.
 """
 
@@ -122,8 +122,8 @@ def cold(follower: Follower, base: Path) -> None:
             wait(follower.ready, child)
         seconds = time.monotonic() - started
         print(
-            f"  {follower.name:<11} {cpu(child.pid):7.2f} s CPU, ready after {seconds:6.2f} s, RSS {rss(child.pid):4.0f} MiB, "
-            f"kernel slab {(slab_kib() - slab) / 1024:4.0f} MiB",
+            f"  {follower.name:<11} {cpu(child.pid):7.2f} s CPU, ready after {seconds:6.2f} s, "
+            f"RSS {rss(child.pid):4.0f} MiB, kernel slab {(slab_kib() - slab) / 1024:4.0f} MiB",
             flush=True,
         )
 

@@ -129,7 +129,15 @@ async def loaded(services: int, endpoints: int, rounds: int) -> None:
 
 
 async def changed(plane: NftablesDataplane, changer: Changer) -> None:
-    running = asyncio.create_task(plane.run())
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(plane.run(), name="plane")
+        await one_by_one(plane, changer)
+        await churned(plane, changer)
+        await restarted(plane, changer)
+        running.cancel()
+
+
+async def one_by_one(plane: NftablesDataplane, changer: Changer) -> None:
     for name, change in (("replaced", changer.replaced), ("grown", changer.grown), ("shrunk", changer.shrunk)):
         for gap in (0.0, 0.005):
             deltas = [change(changer.key()) for _ in range(CHANGES // (5 if gap else 1))]
@@ -145,9 +153,6 @@ async def changed(plane: NftablesDataplane, changer: Changer) -> None:
             print(
                 f"  one {name:<9} {'5 ms apart' if gap else 'in a row':<11} {used:6.0f} µs CPU   until in force {times}"
             )
-    await churned(plane, changer)
-    await restarted(plane, changer)
-    running.cancel()
 
 
 async def churned(plane: NftablesDataplane, changer: Changer) -> None:

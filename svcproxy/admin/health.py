@@ -154,13 +154,17 @@ class Progress:
     kinds: Sequence[KindFreshness]
     silence_timeout: float
     """Seconds without a sign of life after which a kind counts as out of date."""
+    blocked: str = ""
+    """What is in the way of serving; empty if nothing is."""
 
 
 def readiness(progress: Progress) -> Readiness:
     """The answer of `/readyz`; ready is 200."""
     missing = [kind.kind for kind in progress.kinds if not kind.synced]
     reasons = []
-    if not progress.holds_node:
+    if progress.blocked:
+        reasons.append(progress.blocked)
+    elif not progress.holds_node:
         reasons.append("waiting for the node: another instance holds it")
     if missing:
         served = "; a saved snapshot is served" if progress.snapshot else ""
@@ -176,6 +180,6 @@ def readiness(progress: Progress) -> Readiness:
     return Readiness(
         ready=progress.holds_node and progress.programmed and (not missing or progress.snapshot),
         stale=bool(silent) or bool(missing and progress.snapshot),
-        waiting=not progress.holds_node,
+        waiting=not progress.holds_node and not progress.blocked,
         reasons=tuple(reasons),
     )

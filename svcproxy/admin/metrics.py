@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
 from svcproxy import api
 from svcproxy.admin.health import Instant
 from svcproxy.admin.paging import steps
-from svcproxy.admin.state import AgentState
+from svcproxy.admin.state import AgentState, ConntrackState
 from svcproxy.frontends.keys import Scope
 from svcproxy.model.meta import Family
 
@@ -75,6 +75,8 @@ class AgentMetrics:
         self._state = state
         self.counts = api.Counts()
         """As of the last `refresh`."""
+        self.conntrack: ConntrackState | None = None
+        """As of the last `render`."""
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
         self._make_kubeproxy_metrics()
@@ -215,6 +217,7 @@ class AgentMetrics:
     async def render(self) -> bytes:
         """A scrape in the Prometheus text format 0.0.4."""
         await self.refresh()
+        self.conntrack = await self._state.conntrack() if self._state.conntrack is not None else None
         connections = b"".join([part async for part in self._connections()])
         return generate_latest(self.registry) + connections
 
@@ -242,7 +245,7 @@ class _StateCollector(Collector):
         self._metrics = metrics
         self._state = state
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | SummaryMetricFamily]:
         """The gauges as of now."""
         state, now = self._state, self._state.clock()
         readiness = state.readiness(now)
@@ -255,6 +258,9 @@ class _StateCollector(Collector):
             "Frontends in force with another affinity than asked for.",
             len(state.compromised()),
         )
+        yield self._features()
+        yield self._others()
+        yield from self._conntrack()
         for name, value in state.programming().items():
             yield CounterMetricFamily(f"svcproxy_nftables_{name}", PROGRAMMING[name], value=value)
         yield _one("conflicts", "Addresses that several Services claim.", len(state.conflicts()))
@@ -276,6 +282,50 @@ class _StateCollector(Collector):
         info = GaugeMetricFamily("svcproxy_build_info", "Always 1.", labels=("version", "dataplane"))
         info.add_metric((state.version, state.dataplane_name), 1)
         yield info
+
+    def _features(self) -> GaugeMetricFamily:
+        features = GaugeMetricFamily(
+            "svcproxy_kernel_feature", "Whether the kernel can do what nftables needs.", labels=("feature",)
+        )
+        for probe in self._state.probes:
+            features.add_metric((probe.name,), probe.ok)
+        return features
+
+    def _others(self) -> GaugeMetricFamily:
+        others = GaugeMetricFamily(
+            "svcproxy_other_implementation",
+            "Other implementations of Services seen at start: 1 if at work or unknown, 0 if left over.",
+            labels=("implementation",),
+        )
+        for other in self._state.others:
+            others.add_metric((other.implementation,), other.alive is not False)
+        return others
+
+    def _conntrack(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | SummaryMetricFamily]:
+        read = self._metrics.conntrack
+        if read is None:
+            return
+        yield _one("conntrack_entries", "Connections that are tracked.", read.entries)
+        yield _one("conntrack_max", "Connections that can be tracked.", read.maximum)
+        for name, text, value in (
+            ("insert_failed", "Packets whose connection lost a race for its tuple.", read.insert_failed),
+            ("dropped", "Packets dropped for want of room to track them.", read.dropped),
+            ("early_dropped", "Connections forgotten to make room.", read.early_dropped),
+            ("examination_failures", "Examinations for stale flows that failed.", read.failures),
+        ):
+            yield CounterMetricFamily(f"svcproxy_conntrack_{name}", text, value=value)
+        deleted = CounterMetricFamily(
+            "kubeproxy_conntrack_reconciler_deleted_entries", "Stale flows removed.", labels=("ip_family",)
+        )
+        for family, count in read.deleted.items():
+            deleted.add_metric((family.label,), count)
+        yield deleted
+        yield SummaryMetricFamily(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Time of one examination for stale flows.",
+            count_value=read.passes,
+            sum_value=read.pass_seconds,
+        )
 
     def _no_local_endpoints(self) -> GaugeMetricFamily:
         ports = GaugeMetricFamily(

@@ -19,7 +19,7 @@ from svcproxy.admin.health import (
     node_eligible,
     readiness,
 )
-from svcproxy.api import KernelView, Latency, Listener, Readiness, Role, Trace
+from svcproxy.api import Foreign, KernelView, Latency, Listener, Probe, Readiness, Role, Setting, Trace
 from svcproxy.config import Config
 from svcproxy.frontends.builder import PolicyKind
 from svcproxy.frontends.claims import Conflict
@@ -74,6 +74,25 @@ class SourceStatus(Protocol):
     def optional(self) -> bool:
         """Whether everything works without the kind."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackState:
+    """The kernel's connection tracking, and the removal of stale flows from it."""
+
+    entries: int
+    maximum: int
+    insert_failed: int
+    """Since boot, as the next two: packets whose connection lost a race for its tuple."""
+    dropped: int
+    """Packets for which there was no room."""
+    early_dropped: int
+    """Connections that made room."""
+    passes: int
+    """Examinations of flows, since the start, as the rest."""
+    pass_seconds: float
+    failures: int
+    deleted: Mapping[Family, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,8 @@ class AgentState:
     """None until the node's own addresses are known."""
 
     holds_node: bool = False
+    blocked: str = ""
+    """Why this instance cannot serve though it is its turn; empty if nothing is in its way."""
     programmed: bool = False
     """Everything known has been put in force completely at least once."""
     snapshot: bool = False
@@ -178,6 +199,11 @@ class AgentState:
     """Frontends in force otherwise than asked for, and how."""
     connections: Callable[[], Awaitable[Mapping[FrontendKey, int]]] | None = None
     """New connections by frontend; None where nobody counts them."""
+    conntrack: Callable[[], Awaitable[ConntrackState | None]] | None = None
+    """How connection tracking does; None without a data plane in the kernel."""
+    probes: tuple[Probe, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    others: tuple[Foreign, ...] = ()
     inspect: Callable[[str, Transport, int, Trace], Awaitable[KernelView | None]] | None = None
     """What the kernel holds for a traced connection to a canonical address; None without a data plane there."""
     programming: Callable[[], Mapping[str, int]] = _no_mapping
@@ -214,7 +240,9 @@ class AgentState:
             for source in self.sources()
             if not source.optional
         ]
-        return readiness(Progress(self.holds_node, self.programmed, self.snapshot, kinds, self.silence_timeout))
+        return readiness(
+            Progress(self.holds_node, self.programmed, self.snapshot, kinds, self.silence_timeout, self.blocked)
+        )
 
     def node_eligible(self) -> bool:
         """Whether load balancers should use this node."""

@@ -14,10 +14,11 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from socket import socket
 
 import uvloop
 
@@ -27,14 +28,18 @@ from svcproxy.admin.health_checks import HealthChecks
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
+from svcproxy.agent.modes import ask_kernel, choose_mode
+from svcproxy.agent.nftables_plane import open_nftables
 from svcproxy.agent.node import node_view
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
-from svcproxy.agent.planes import Plane
+from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
 from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
+from svcproxy.config import DataplaneMode
 from svcproxy.dataplane.nftables.plane import Ground
+from svcproxy.dataplane.nftables.probes import Probes
 from svcproxy.dataplane.nftables.script import script
 from svcproxy.errors import StateError
 from svcproxy.feed.codec import NAMES
@@ -45,6 +50,7 @@ from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.decision import SourceKind, source_kind
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
+from svcproxy.frontends.serving import serving
 from svcproxy.kube.source import Source
 from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store, Touched
 from svcproxy.names.builder import NameBuilder
@@ -74,8 +80,11 @@ _NAMED_KINDS = frozenset({Service, EndpointSlice, Namespace})
 class Agent:
     """One instance of the role."""
 
-    def __init__(self, life: Life, place: Place) -> None:
+    def __init__(self, life: Life, place: Place, mode: DataplaneMode, probes: Probes | None) -> None:
+        """`mode`: not `auto`; `probes`: what the kernel can do, None if nobody has asked it."""
         config = life.config
+        self._mode = mode
+        self._probes = probes
         self._life = life
         self._run = place.run
         self._instance = place.instance
@@ -139,8 +148,8 @@ class Agent:
             pipeline=self._pipeline,
             admin=self._admin,
             checks=self._checks,
-            source_kind=self._source_kind,
             ground=self._ground,
+            open_plane=self._open_plane,
             group=group,
             plane_chosen=self._plane_chosen,
         )
@@ -210,6 +219,7 @@ class Agent:
         state.subscribers = self._subscribers
         state.latencies = self._observer.latencies
         state.roles = self._roles
+        state.probes = self._probes.results if self._probes is not None else ()
         if self._cluster is not None:
             state.silence_timeout = self._life.config.kube.silence_timeout
             state.node_required = True
@@ -246,17 +256,29 @@ class Agent:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
     def _ground(self) -> Ground:
-        derived = self._surroundings.derived
-        return Ground(surroundings=derived.surroundings, hairpin_cidrs=derived.hairpin_cidrs)
+        derived, probes = self._surroundings.derived, self._probes
+        if probes is None:
+            return Ground(surroundings=derived.surroundings, hairpin_cidrs=derived.hairpin_cidrs)
+        families = tuple(sorted(probes.families))
+        return Ground(families, probes.flags, derived.surroundings, derived.hairpin_cidrs)
+
+    async def _open_plane(self, inherited: Mapping[str, socket]) -> Plane:
+        config = self._life.config
+        return await open_plane(
+            self._mode,
+            config,
+            self._source_kind,
+            inherited,
+            lambda: open_nftables(config, self._ground(), partial(serving, self._store), self._state),
+        )
 
     def _derived(self, touched: Touched) -> None:
         self._writer.changed()
-        if not self._surroundings.update(touched):
-            return
-        for warning in self._surroundings.derived.warnings:
-            log.warning("check node and cluster", extra={"cause": warning})
+        if self._surroundings.update(touched):
+            for warning in self._surroundings.derived.warnings:
+                log.warning("check node and cluster", extra={"cause": warning})
         if self._tenant is not None:
-            self._tenant.ground_changed()
+            self._tenant.touched(touched)
 
     def _ruleset(self) -> Callable[[], str]:
         ground = self._ground()
@@ -344,11 +366,13 @@ def main(launch: Launch) -> int:
     """Run the role; returns the exit code."""
     config = launch.load()
     logs.configure(config.log, "agent")
+    probes = ask_kernel(config)
+    mode = choose_mode(config, probes)
     gc.set_threshold(*GC_THRESHOLDS)
     with suppress(OSError):  # the writer of the state says what is wrong, and tries again
         Path(config.state_dir).mkdir(0o700, parents=True, exist_ok=True)
 
     async def role(place: Place) -> int:
-        return await Agent(Life("agent", launch, config), place).run()
+        return await Agent(Life("agent", launch, config), place, mode, probes).run()
 
     return live(Path(config.run_dir), role, uvloop.new_event_loop)

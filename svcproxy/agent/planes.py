@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data planes as one turn as the node's uses them: opened, kept running, handed over, stopped."""
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from socket import socket
 from typing import Protocol
 
-from svcproxy import api
 from svcproxy.admin.state import AgentState
-from svcproxy.agent.kernel_view import kernel_view
 from svcproxy.config import Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
-from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.dataplane.none import NoDataplane
 from svcproxy.dataplane.userspace.plane import UserspaceDataplane
-from svcproxy.errors import DataplaneLost
 from svcproxy.frontends.decision import SourceKind
 from svcproxy.frontends.keys import FrontendKey
-from svcproxy.model.meta import Protocol as Transport
-
-log = logging.getLogger(__name__)
+from svcproxy.model import Touched
 
 RELEASED_MAX = 86400.0
 """Seconds that connections established before a successor took over may go on in this process."""
@@ -38,8 +31,12 @@ class Plane(Protocol):
         """Tell the state what there is to see."""
         ...
 
-    def set_ground(self, ground: Ground) -> None:
-        """What a data plane in the kernel stands on is another one."""
+    async def settle(self) -> None:
+        """Everything known is in force for the first time in this turn."""
+        ...
+
+    def touched(self, touched: Touched, ground: Ground) -> None:
+        """What is known has changed, and perhaps what a data plane in the kernel stands on."""
         ...
 
     async def run(self, damaged: Callable[[str], None]) -> None:
@@ -76,8 +73,11 @@ class NoPlane:
     def show(self, state: AgentState) -> None:
         """Nothing is counted."""
 
-    def set_ground(self, ground: Ground) -> None:
-        """It stands on none."""
+    async def settle(self) -> None:
+        """Nothing is left to do."""
+
+    def touched(self, touched: Touched, ground: Ground) -> None:
+        """Frontends tell all."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Nothing goes on."""
@@ -112,8 +112,11 @@ class UserspacePlane:
     async def _connections(self) -> Mapping[FrontendKey, int]:
         return {key: counters.flows for key, counters in self.dataplane.counters.items()}
 
-    def set_ground(self, ground: Ground) -> None:
-        """It stands on none."""
+    async def settle(self) -> None:
+        """Nothing is left to do."""
+
+    def touched(self, touched: Touched, ground: Ground) -> None:
+        """Frontends tell all."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Its tasks are its own, and nobody else can change it."""
@@ -142,94 +145,21 @@ class UserspacePlane:
         await self.dataplane.close()
 
 
-class NftablesPlane:
-    """`nftables`: connections are the kernel's, and tables have one owner at a time. See `Plane`."""
-
-    def __init__(self, dataplane: NftablesDataplane) -> None:
-        self.dataplane = dataplane
-
-    def show(self, state: AgentState) -> None:
-        """What the kernel counts, and what programming it took."""
-        state.connections = self.dataplane.connections
-        state.compromised = lambda: self.dataplane.compromised
-        state.programming = self._programming
-        state.inspect = self._inspect
-
-    async def _inspect(self, ip: str, protocol: Transport, port: int, wanted: api.Trace) -> api.KernelView | None:
-        near = wanted.source_kind != SourceKind.OTHER
-        try:
-            seen = await self.dataplane.inspect(ip, protocol, port, wanted.source, near=near)
-        except DataplaneLost as exc:
-            log.warning("the kernel cannot be asked", extra={"cause": exc.cause})
-            return None
-        return kernel_view(wanted, seen)
-
-    def _programming(self) -> Mapping[str, int]:
-        totals = self.dataplane.totals
-        return {
-            "batches": totals.batches,
-            "operations": totals.operations,
-            "rejections": totals.rejections,
-            "settled": totals.settled,
-            "foreign_changes": self.dataplane.foreign_changes,
-            "drift": self.dataplane.drifted,
-        }
-
-    def set_ground(self, ground: Ground) -> None:
-        """Another rule set, with the next resync."""
-        self.dataplane.set_ground(ground.surroundings, ground.hairpin_cidrs)
-
-    async def run(self, damaged: Callable[[str], None]) -> None:
-        """Clean up after changes, and hear of those by others."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.dataplane.run(), name="nftables")
-            group.create_task(self._watch(damaged), name="nftables watch")
-
-    async def _watch(self, damaged: Callable[[str], None]) -> None:
-        while True:
-            damaged(await self.dataplane.damaged())
-
-    def lend(self) -> Mapping[str, socket]:
-        """The tables have no owner until the successor claims them."""
-        self.dataplane.lend()
-        return {}
-
-    def take_back(self) -> None:
-        """See `Plane`."""
-        self.dataplane.take_back()
-
-    def release(self) -> None:
-        """The tables were let go of in `lend`."""
-
-    async def outlive(self) -> None:
-        """Connections are the kernel's."""
-        await self.dataplane.close()
-
-    async def stop(self, timeout: float) -> None:  # noqa: ARG002  # nothing to wait for
-        """The tables stay."""
-        await self.dataplane.close()
-
-
 async def open_plane(
+    mode: DataplaneMode,
     config: Config,
-    ground: Callable[[], Ground],
     source_kind: Callable[[str], SourceKind],
     inherited: Mapping[str, socket],
+    nftables: Callable[[], Awaitable[Plane]],
 ) -> Plane:
-    """The data plane that the configuration asks for. `inherited`: the predecessor's sockets, ours from now on.
+    """The data plane of a mode, not `auto`. `inherited`: the predecessor's sockets, ours from now on.
 
     Raises `DataplaneLost` when it cannot be opened.
     """
-    if config.dataplane.mode in (DataplaneMode.NONE, DataplaneMode.NFTABLES):
-        for unused in inherited.values():
-            unused.close()
-    if config.dataplane.mode is DataplaneMode.NONE:
-        return NoPlane()
-    if config.dataplane.mode is DataplaneMode.NFTABLES:
-        try:
-            return NftablesPlane(NftablesDataplane(ground()))
-        except OSError as exc:
-            raise DataplaneLost(f"netlink: {exc.strerror}") from exc
-    userspace = UserspaceDataplane(config.dataplane, source_kind=source_kind, inherited=inherited)
-    await userspace.__aenter__()
-    return UserspacePlane(userspace)
+    if mode is DataplaneMode.USERSPACE:
+        userspace = UserspaceDataplane(config.dataplane, source_kind=source_kind, inherited=inherited)
+        await userspace.__aenter__()
+        return UserspacePlane(userspace)
+    for unused in inherited.values():
+        unused.close()
+    return await nftables() if mode is DataplaneMode.NFTABLES else NoPlane()

@@ -2,7 +2,7 @@
 """What the agent does while its instance is the node's: the data plane, and the listeners that answer as the node."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from svcproxy.admin.health_checks import HealthChecks
 from svcproxy.admin.server import AdminServer
 from svcproxy.agent.pipeline import Pipeline
-from svcproxy.agent.planes import Plane, open_plane
+from svcproxy.agent.planes import Plane
 from svcproxy.config import Config
 from svcproxy.dataplane.nftables.plane import Ground
-from svcproxy.frontends.decision import SourceKind
+from svcproxy.model import Touched
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class Parts:
     pipeline: Pipeline
     admin: AdminServer
     checks: HealthChecks
-    source_kind: Callable[[str], SourceKind]
     ground: Callable[[], Ground]
+    open_plane: Callable[[Mapping[str, socket]], Awaitable[Plane]]
+    """Of the predecessor's sockets, which it takes over."""
     group: asyncio.TaskGroup
     """Owns the tasks of every turn."""
     plane_chosen: Callable[[Plane], None]
@@ -50,10 +51,11 @@ class AgentTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Put everything known in force; returns when it is."""
-        parts, config = self._parts, self._parts.config()
-        self._plane = plane = await open_plane(config, parts.ground, parts.source_kind, inherited)
+        parts = self._parts
+        self._plane = plane = await parts.open_plane(inherited)
         parts.plane_chosen(plane)
         await parts.pipeline.program_all(plane.dataplane)
+        await plane.settle()
         parts.checks.replace(parts.pipeline.frontends.table)
         self._spawn(
             parts.pipeline.program(plane.dataplane, lambda: parts.config().dataplane.resync_interval),
@@ -63,10 +65,10 @@ class AgentTenant:
         self._spawn(parts.admin.serve_node(), "listeners of the node")
         self._spawn(parts.checks.run(), "health-check node ports")
 
-    def ground_changed(self) -> None:
-        """What the data plane stands on has changed."""
+    def touched(self, touched: Touched) -> None:
+        """What is known has changed."""
         if self._plane is not None:
-            self._plane.set_ground(self._parts.ground())
+            self._plane.touched(touched, self._parts.ground())
 
     def sockets(self) -> Mapping[str, socket]:
         """What the successor's data plane goes on with."""

@@ -91,6 +91,10 @@ def _head(status: api.Status) -> Iterator[tuple[str, str]]:
         yield "CONFIG ERROR", error
 
 
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
 def _state(readiness: api.Readiness) -> str:
     if readiness.waiting:
         return "waiting: another instance holds the node"
@@ -134,6 +138,28 @@ def _tables(status: api.Status) -> Iterator[Table]:
             for each in status.latencies
         ],
         "Latency",
+    )
+    yield Table(
+        ("FEATURE", "ERROR", "INSTEAD"),
+        [(each.name, each.detail, each.fallback) for each in status.probes if not each.ok],
+        "Features that the kernel lacks",
+    )
+    yield Table(
+        ("PARAMETER", "WANTED", "BEFORE", "NOW", "ERROR"),
+        [
+            (each.name, str(each.wanted), _number(each.before), _number(each.after), each.error or "-")
+            for each in status.settings
+            if each.error or each.before != each.after
+        ],
+        "Parameters of the kernel that were to be changed",
+    )
+    yield Table(
+        ("IMPLEMENTATION", "AT WORK", "FOUND"),
+        [
+            (each.implementation, {True: "yes", False: "no", None: "unknown"}[each.alive], ", ".join(each.evidence))
+            for each in status.others
+        ],
+        "Other implementations of Services, as found at start",
     )
     yield Table(
         ("FRONTEND", "SERVICE", "REASON"),

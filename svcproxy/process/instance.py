@@ -138,6 +138,13 @@ class RunDirectory:
             descriptor = _lock_directory(paths.path)
         return Instance(self, paths, descriptor)
 
+    def remove_dead(self) -> tuple[str, ...]:
+        """Remove the directories of instances that are dead, and return their names. Raises OSError."""
+        if not self._instances.is_dir():
+            return ()
+        with self.registry():
+            return tuple(sorted(self._remove_dead()))
+
     def active(self) -> InstancePaths | None:
         """The instance that answers as the node; None when there is none. It may have died a moment ago."""
         name = self.current_name()
@@ -167,7 +174,8 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
-    def _remove_dead(self) -> None:
+    def _remove_dead(self) -> list[str]:
+        removed: list[str] = []
         for path in self._instances.iterdir():
             if not path.is_dir() or path.is_symlink():
                 path.unlink()  # the beginning of a make_current that was cut short
@@ -178,8 +186,10 @@ class RunDirectory:
                     shutil.rmtree(path)
                 finally:
                     os.close(descriptor)
+                removed.append(path.name)
         if (name := self.current_name()) and not (self._instances / name).is_dir():
             self.current.unlink()
+        return removed
 
 
 def _make_directory(path: Path) -> None:

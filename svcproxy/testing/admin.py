@@ -15,7 +15,7 @@ from svcproxy import api
 from svcproxy.admin.health import Instant
 from svcproxy.admin.metrics import PROGRAMMING, AgentMetrics
 from svcproxy.admin.server import AdminServer
-from svcproxy.admin.state import AgentState, Subscriber
+from svcproxy.admin.state import AgentState, ConntrackState, Subscriber
 from svcproxy.config import Config
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.script import script
@@ -24,7 +24,7 @@ from svcproxy.frontends.keys import Address, FrontendKey
 from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.model import Changes, EndpointSlice, Namespace, Node, Object, Service, Store
-from svcproxy.model.meta import Protocol
+from svcproxy.model.meta import Family, Protocol
 
 NODE = "n1"
 STARTED = Instant(1000.0, 1_700_000_000.0)
@@ -101,6 +101,9 @@ def example_state(config: Config | None = None) -> AgentState:
     async def connections() -> dict[FrontendKey, int]:
         return {web: 7}
 
+    async def conntrack() -> ConntrackState:
+        return ConntrackState(800, 1000, 1, 2, 3, 4, 0.5, 6, {Family.IPV4: 7, Family.IPV6: 8})
+
     async def inspect(ip: str, protocol: Protocol, port: int, wanted: api.Trace) -> api.KernelView:
         if (ip, protocol, port) == (web.ip, web.protocol, web.port):
             return api.KernelView("forward", ("class: goto a2-600", "a2-600: 2 backends"), wanted.backends, True, "")
@@ -126,6 +129,16 @@ def example_state(config: Config | None = None) -> AgentState:
         compromised=lambda: {web: "affinity for 300 s: there are 16 other time-outs"},
         connections=connections,
         inspect=inspect,
+        conntrack=conntrack,
+        probes=(
+            api.Probe("owner", True, "tables that no other program can change", ""),
+            api.Probe("nat-ipv6", False, "ENOENT (No such file or directory)", "IPv6 is not served by nftables"),
+        ),
+        settings=(
+            api.Setting("nf_conntrack_tcp_be_liberal", 1, 0, 1, ""),
+            api.Setting("nf_conntrack_max", 9, 9, 9, ""),
+        ),
+        others=(api.Foreign("kube-proxy (nftables)", ("table ip kube-proxy",), False, True),),
         programming=lambda: dict.fromkeys(PROGRAMMING, 3),
         conflicts=lambda: builder.conflicts,
         problems=lambda: builder.problems,

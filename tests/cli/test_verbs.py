@@ -227,6 +227,13 @@ def test_probes_of_the_dns_workers_ask_every_worker(run_dir: Path, capsys: pytes
     )
 
 
+def test_cleanup_refuses_while_an_instance_runs(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cleanup", "--run-dir", str(served)]) == 1
+    assert capsys.readouterr().err == (
+        f"svcproxy: instance 7-100 runs under {served}: stop it first; use --force to go on all the same\n"
+    )
+
+
 MANIFESTS = """
 {apiVersion: v1, kind: Node, metadata: {name: n3}, spec: {podCIDRs: [10.244.3.0/24]},
  status: {addresses: [{type: InternalIP, address: 192.0.2.3}]}}

@@ -6,7 +6,7 @@ import itertools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from types import MappingProxyType
 
 from svcproxy.config import DataplaneConfig, UserspaceConfig
@@ -64,6 +64,9 @@ class UserspaceHarness:
 
     def source(self, kind: SourceKind) -> str:
         return SOURCES[kind]
+
+    def inside(self, ip: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def obstruct(self, key: Address) -> None:
         """Somebody else listens there."""

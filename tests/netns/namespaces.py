@@ -33,8 +33,7 @@ class Namespace:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The block runs in it, with the processes and sockets it starts."""
-        with _returning():
-            _check(_libc.setns(self.fd, _CLONE_NEWNET))
+        with inside(self.fd):
             yield
 
     def run(self, *words: str, text: str = "") -> str:
@@ -66,6 +65,14 @@ class Namespace:
         other.ip("link", "set", "eth0", "up")
         other.ip("route", "add", "default", "via", f"10.1.{number}.1")
         other.ip("route", "add", "default", "via", f"fd01:{number}::1")
+
+
+@contextmanager
+def inside(fd: int) -> Iterator[None]:
+    """The block runs in the network namespace of a descriptor, with the processes and sockets it starts."""
+    with _returning():
+        _check(_libc.setns(fd, _CLONE_NEWNET))
+        yield
 
 
 def _current() -> int:

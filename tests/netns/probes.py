@@ -10,10 +10,12 @@ from typing import Self, cast
 
 from svcproxy.model.meta import Protocol
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds that a client waits for an answer or a refusal it expects."""
-SILENCE = 1.5
-"""Seconds after which a client that expects no answer believes it: the second SYN of a second later is answered too."""
+SILENCE = 0.3
+"""Seconds after which a client that expects no answer believes it."""
+SILENCE_FOR_TWO = 1.5
+"""The same where a refusal may answer only the second SYN, which comes after a second."""
 ANSWER_OCTETS = 512
 BACKLOG = 1024
 
@@ -97,11 +99,10 @@ class _Connection(asyncio.Protocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
         self._source = transport.get_extra_info("peername")[0]
         self._server.sources.append(self._source)
-        self._server.connections.add(transport)
+        self._server.connections.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(self._server.answer(self._source, data))

@@ -14,7 +14,7 @@ from typing import Protocol as Interface
 from svcproxy.model import EndpointSlice, Service
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.places import AT, Addresses
-from tests.netns.probes import PATIENCE, REFUSED, SILENCE, TIMEOUT, Outcome, Served
+from tests.netns.probes import PATIENCE, REFUSED, SILENCE, SILENCE_FOR_TWO, TIMEOUT, Outcome, Served
 from tests.netns.world import TRANSPORTS, World
 
 TIMES_FOR_EACH = 24
@@ -174,7 +174,7 @@ async def expect(stage: Stage, expectations: Iterable[Meets]) -> None:
     """Try all of them, and say everything that is not as expected."""
     tries = [(each, protocol) for each in expectations for protocol in each.protocols]
     before = stage.world.syn_retransmits()
-    found = await asyncio.gather(*(_met(stage.world, *each) for each in tries))
+    found = await asyncio.gather(*(_met(stage, *each) for each in tries))
     wrong = [
         f"{step.place} → {step.target[0]} port {step.target[1]}/{protocol} met {set(met)}, not {set(step.outcomes)}"
         for (step, protocol), met in zip(tries, found, strict=True)
@@ -186,8 +186,9 @@ async def expect(stage: Stage, expectations: Iterable[Meets]) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-async def _met(world: World, step: Meets, protocol: Protocol) -> frozenset[Outcome]:
-    patience = SILENCE if TIMEOUT in step.outcomes else PATIENCE
+async def _met(stage: Stage, step: Meets, protocol: Protocol) -> frozenset[Outcome]:
+    silence = SILENCE if stage.refuses_at_once else SILENCE_FOR_TWO
+    patience = silence if TIMEOUT in step.outcomes else PATIENCE
     chosen = any(isinstance(outcome, Served) for outcome in step.outcomes)
     times = TIMES_FOR_EACH * len(step.outcomes) if chosen else 1
-    return frozenset(await world.attempts(times, step.place, protocol, step.target, patience))
+    return frozenset(await stage.world.attempts(times, step.place, protocol, step.target, patience))

@@ -2,7 +2,6 @@
 """Session affinity by what clients meet. Each client is an address outside; time is the kernel's."""
 
 import asyncio
-import json
 import socket
 import struct
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import pytest
 
 from svcproxy.dataplane.nftables.layout import AFFINITY_CLIENTS_MAX
+from svcproxy.dataplane.nftables.operations import SetName
+from svcproxy.dataplane.nftables.tables import TABLES
+from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.model.meta import Family, Protocol
 from tests.netns.nftables_stage import NftablesStage, nftables
 from tests.netns.objects import NODE_PORT, PORT, load_balancer, service, slice_of
@@ -114,7 +116,7 @@ async def test_affinity_is_of_the_service_port_and_shared_by_its_frontends(famil
 @FAMILIES
 @BOTH
 async def test_t35_affinity_with_policy_local_and_masquerade(family: Family, protocol: Protocol) -> None:
-    """The cluster and the local set share what clients remember, as far as it is in both."""
+    """The cluster and the local set share what clients remember, as far as it is in both; what is not is drawn anew."""
     at = AT[family]
     with World() as world:
         async with nftables(world) as stage:
@@ -126,15 +128,15 @@ async def test_t35_affinity_with_policy_local_and_masquerade(family: Family, pro
             assert set(local) == {"a1", "a2"}
             for one, other in zip(cluster, local, strict=True):
                 assert one in (other, "b1")
-            client = at.client(1)
+            number = next(number for number, pod in enumerate(cluster) if pod != "b1")
+            client, pod = at.client(1 + number), cluster[number]
             seen = await stage.world.attempt("x", protocol, (at.vip, PORT), source=client)
-            assert seen == Served(local[0], client)
+            assert seen == Served(pod, client)
             seen = await stage.world.attempt("x", protocol, (at.cluster_ip, PORT), source=client)
-            assert isinstance(seen, Served)
-            assert seen.source == at.n1
-            pod = {await stage.world.attempt("p1", protocol, (at.vip, PORT)) for _ in range(CLIENTS)}
-            assert len(pod) == 1
-            assert {each.source for each in pod if isinstance(each, Served)} == {at.p1}
+            assert seen == Served(pod, at.n1)
+            near = {await stage.world.attempt("p1", protocol, (at.vip, PORT)) for _ in range(CLIENTS)}
+            assert len(near) == 1
+            assert {each.source for each in near if isinstance(each, Served)} == {at.p1}
 
 
 @FAMILIES
@@ -175,6 +177,5 @@ IP_PKTINFO = 8
 
 def remembered(world: World, at: Addresses) -> int:
     """Clients in the map of affinity."""
-    family = "ip6" if at.family is Family.IPV6 else "ip"
-    listing = json.loads(world.n1.run("nft", "--json", "list", "map", family, "svcproxy", "aff"))
-    return sum(len(entry["map"].get("elem", ())) for entry in listing["nftables"] if "map" in entry)
+    with world.n1.entered(), Kernel() as kernel:
+        return len(kernel.elements(TABLES[at.family], SetName.AFF) or ())

@@ -407,3 +407,22 @@ def test_a_timeout_map_takes_elements_from_rules_and_from_us(kernel: Kernel) -> 
     assert isinstance(full, Rejected)
     assert full.failures[0].errno == errno.ENFILE
     assert all(0 < each.expires_ms <= 60_000 for each in kernel.elements(TABLE, "aff") or ())
+
+
+def test_one_rule_of_a_chain_goes(node: Namespace, kernel: Kernel) -> None:
+    """By the handle that the list of rules gives, which also says where they lead."""
+    node.run("nft", "add table ip svcproxy; add chain ip svcproxy n1; add chain ip svcproxy n2")
+    node.run("nft", "add rule ip svcproxy n2 counter jump n1; add rule ip svcproxy n2 drop")
+    jump, drop = kernel.rules(TABLE)
+    assert [(each.name, each.leads_to) for each in (jump, drop)] == [("n2", "n1"), ("n2", "")]
+    assert kernel.commit([nft.delete_rule(TABLE, "n2", jump.handle)]) == Committed()
+    assert kernel.rules(TABLE) == (drop,)
+    again = kernel.commit([nft.delete_rule(TABLE, "n2", jump.handle)])
+    assert isinstance(again, Rejected)
+    assert again.failures[0].errno == errno.ENOENT
+
+
+def test_a_base_chain_has_a_policy(node: Namespace, kernel: Kernel) -> None:
+    node.run("nft", "add table ip svcproxy; add chain ip svcproxy n1")
+    node.run("nft", "add chain ip svcproxy drops { type filter hook forward priority 0; policy drop; }")
+    assert {each.name: each.policy for each in kernel.chains(TABLE)} == {"n1": None, "drops": 0}

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
@@ -27,8 +28,9 @@ PORTS = (8080, 9090)
 """That every pod serves, TCP and UDP, both families, under its name and under its name and the port."""
 AT_ONCE = 200
 """Flows of `attempts` open at the same time."""
-LINK_LOOKS_MAX = 2000
+LOOKS_MAX = 2000
 """At 5 ms and more."""
+_ROUTE_IS_LOCAL = 0x80000000
 SOURCE_PORTS = (32768, 61000)
 """Of clients, one after the other: a new flow must not be taken for an old one."""
 TRANSPORTS = (Protocol.TCP, Protocol.UDP)
@@ -127,6 +129,7 @@ class World:
         device = "lo" if place in _OUTSIDE else "eth0"
         late = ("nodad", "preferred_lft", "0") if ":" in ip else ()
         self.namespace(place).ip("addr", "add", f"{ip}/{128 if ':' in ip else 32}", "dev", device, *late)
+        _settle(self.namespace(place))
 
     def syn_retransmits(self) -> int:
         """SYNs that clients had to send again, wherever they are."""
@@ -160,7 +163,7 @@ class World:
         for pod in PODS:
             self._batch(self.pods[pod], self._pod(pod))
         for namespace in self._namespaces:
-            _wait_for_links(namespace)
+            _settle(namespace)
 
     def _veth(self, here: Namespace, name: str, there: Namespace, peer: str) -> None:
         target = f"/proc/{os.getpid()}/fd/{there.fd}"
@@ -210,14 +213,24 @@ class World:
         namespace.run("ip", "-batch", "-", text="\n".join(commands) + "\n")
 
 
-def _wait_for_links(namespace: Namespace) -> None:
-    """The kernel makes links ready some time after they are up; until then they lose what is sent."""
-    for _ in range(LINK_LOOKS_MAX):
-        links = json.loads(namespace.run("ip", "-json", "link", "show", "up"))
-        if all(link["qdisc"] != "noop" for link in links):
-            return
-        time.sleep(0.005)
-    raise TimeoutError(f"links not ready: {links}")
+def _settle(namespace: Namespace) -> None:
+    """The kernel makes links and IPv6 addresses ready some time after they are there; until then packets get lost."""
+    with namespace.entered():
+        for _ in range(LOOKS_MAX):
+            if not _unready():
+                return
+            time.sleep(0.005)
+    raise TimeoutError(f"not ready: {_unready()}")
+
+
+def _unready() -> list[str]:
+    """Links that are up and have no queue, and IPv6 addresses that packets are not accepted for."""
+    listing = subprocess.run(["ip", "-json", "link", "show", "up"], check=True, stdout=subprocess.PIPE).stdout
+    links = [link["ifname"] for link in json.loads(listing) if link["qdisc"] == "noop"]
+    net = Path("/proc/thread-self/net")
+    addresses = {line.split()[0] for line in (net / "if_inet6").read_text().splitlines()}
+    routes = [line.split() for line in (net / "ipv6_route").read_text().splitlines()]
+    return links + sorted(addresses - {route[0] for route in routes if int(route[8], 16) & _ROUTE_IS_LOCAL})
 
 
 def _length(cidr: str) -> str:

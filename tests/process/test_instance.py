@@ -179,3 +179,15 @@ def test_directories_that_are_refused(run: RunDirectory, make: Callable[[Path], 
 def test_a_missing_run_directory_has_no_instances(run: RunDirectory) -> None:
     assert run.active() is None
     assert run.instances() == []
+
+
+def test_what_a_killed_instance_left_goes_and_what_a_live_one_has_stays(
+    run: RunDirectory, other: subprocess.Popen[str]
+) -> None:
+    assert run.remove_dead() == ()
+    other.kill()
+    other.wait()
+    (run.path / "instances" / ".other.current").symlink_to("instances/other")
+    assert run.remove_dead() == ("other",)
+    assert left_in(run.path) == {"instances"}
+    assert run.remove_dead() == ()

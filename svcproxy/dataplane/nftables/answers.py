@@ -77,6 +77,10 @@ class ObjectState:
     handle: int
     use: int
     """References, as far as the kernel says."""
+    leads_to: str = ""
+    """Of a rule: the chain it jumps or goes to; empty if it does neither."""
+    policy: int | None = None
+    """Of a base chain: NF_ACCEPT or NF_DROP."""
 
 
 class StoredElement(msgspec.Struct, frozen=True, gc=False):
@@ -169,9 +173,29 @@ def _object(number: int, family: Family, payload: bytes) -> Content | None:
             said = dict(attributes(payload))
             name, handle, use = _OBJECT_ATTRIBUTES[kind]
             table = Table(family, _text(said, 1))
-            return ObjectState(removed, kind, table, _text(said, name), _number(said, handle), _number(said, use))
+            return ObjectState(
+                removed,
+                kind,
+                table,
+                name=_text(said, name),
+                handle=_number(said, handle),
+                use=_number(said, use),
+                leads_to=_leads_to(said.get(4, b"")) if kind is Kind.NEW_RULE else "",
+                policy=_number(said, 5) if kind is Kind.NEW_CHAIN and 5 in said else None,
+            )
         case _:
             return None
+
+
+def _leads_to(expressions: bytes) -> str:
+    """The chain in the verdict of the first `immediate` that has one."""
+    for _, octets in attributes(expressions):
+        expression = dict(attributes(octets))
+        if _text(expression, 1) == "immediate":
+            data = dict(attributes(dict(attributes(expression.get(2, b""))).get(2, b"")))
+            if chain := _text(dict(attributes(data.get(2, b""))), 2):
+                return chain
+    return ""
 
 
 def _generation(payload: bytes) -> Generation:

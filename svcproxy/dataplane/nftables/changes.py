@@ -102,7 +102,7 @@ class Changes:
         What frontends share is passed over if it is there already, or gone, and otherwise tried again by `retry`.
         Raises `DataplaneLost` when nothing can be changed at all.
         """
-        if self.refused or len(self._families) < len(Family):
+        if self.refused or self._lacking or len(self._families) < len(Family):
             operations = [operation for operation in operations if self._possible(operation)]
         for part in cut(operations):
             self._run(part)

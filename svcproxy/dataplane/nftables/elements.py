@@ -113,7 +113,7 @@ def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterat
     if spec.interval and len(spec.key) == 1:
         bounds = []
         for element in elements:
-            if element.key:
+            if len(element.key) == _OCTETS[family]:
                 bounds.append(element)
             else:
                 yield _foreign(element), None

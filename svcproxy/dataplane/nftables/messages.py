@@ -261,6 +261,11 @@ def new_rule(table: Table, chain: str, expressions: Iterable[Expression]) -> Req
     return _request(Kind.NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, table, text(1, table.name), text(2, chain), listed)
 
 
+def delete_rule(table: Table, chain: str, handle: int) -> Request:
+    """Remove one rule."""
+    return _request(Kind.DELETE_RULE, 0, table, text(1, table.name), text(2, chain), u64(3, handle))
+
+
 def new_set(table: Table, made: Set) -> Request:
     """Make a set or map. It may exist already, if it is the same."""
     concatenated = len(made.key) > 1

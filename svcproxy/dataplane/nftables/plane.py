@@ -25,7 +25,7 @@ from svcproxy.dataplane.nftables.inspection import Seen, inspect
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
 from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontends_of
-from svcproxy.dataplane.nftables.presence import OWNED, establish, read
+from svcproxy.dataplane.nftables.presence import OWNED, establish, read, remove_chains
 from svcproxy.dataplane.nftables.render import Rendered, Renderer
 from svcproxy.dataplane.nftables.tables import TABLES
 from svcproxy.dataplane.nftables.transaction import Kernel, Watch
@@ -120,6 +120,9 @@ class NftablesDataplane:
             rendered = await self._carry_out(self._size(delta) + len(surplus), lambda: self._apply(delta, surplus))
             if self._changes.unsettled:
                 await self._in_thread(self._conclude)
+            if delta.node_port_addresses is not None:  # rare, and an address that was left shall be left on return
+                await asyncio.sleep(SHRINK_DELAY)
+                await self._finish()
             if self._shrink:
                 self._surplus.set()
             self._counts.forget(key for key in delta.removed if key not in self._renderer.table.frontends)
@@ -194,8 +197,7 @@ class NftablesDataplane:
 
     async def inspect(self, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
         """What the kernel would do with a new connection: see `inspection.inspect`."""
-        async with self._reading:
-            return await asyncio.to_thread(inspect, self._reader, ip, protocol, port, source, near=near)
+        return await self._look(partial(inspect, self._reader, ip, protocol, port, source, near=near))
 
     def lend(self) -> None:
         """Let a successor have the tables, which stay in force; nothing is changed until `take_back`.
@@ -221,12 +223,7 @@ class NftablesDataplane:
 
     async def connections(self) -> Mapping[FrontendKey, int]:
         """New connections of each frontend since it is in the tables. Reads them: some 10 µs a frontend."""
-        async with self._reading:
-            return await _whole(
-                asyncio.get_running_loop().run_in_executor(
-                    None, self._counts.total, self._read_counters, self._renderer.table.frontends
-                )
-            )
+        return await self._look(partial(self._counts.total, self._read_counters, self._renderer.table.frontends))
 
     # --- work
 
@@ -263,9 +260,9 @@ class NftablesDataplane:
         return repairs(was, desired, refused - self._changes.refused.keys(), self.refused)
 
     def _read_and_compare(self, desired: FrontendTable) -> FrontendDelta:
+        self._unsure = ""  # what others do from here on, and another ground, make it so again
         ground, first = self._ground, not self._read_before
         foreign, self._foreign = self._foreign, False
-        self._unsure = ""  # what others do from here on makes it so again
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
         self._owned = established.owned
         held = read(self._kernel, ground.families, owned=established.owned)
@@ -275,6 +272,7 @@ class NftablesDataplane:
         self._changes.forget()
         self._changes.carry_out(phases)
         self._changes.settle()
+        remove_chains(self._kernel, established.foreign)
         found = [each for phase in phases.in_order() for each in phase]
         self._read_before = True
         self._stale = True
@@ -345,10 +343,7 @@ class NftablesDataplane:
 
     async def _forget_stale(self) -> None:
         families = self._ground.families
-        async with self._reading:
-            memories = await _whole(
-                asyncio.get_running_loop().run_in_executor(None, sticky.read, self._reader, families)
-            )
+        memories = await self._look(partial(sticky.read, self._reader, families))
         async with self._working():
             if self._unsure:
                 self._stale = True
@@ -439,6 +434,11 @@ class NftablesDataplane:
         """The work's result. Cancelled, it waits for the work all the same: the kernel has one user at a time."""
         with self._sure():
             return await _whole(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """What it reads, beside whatever is being changed."""
+        async with self._reading:
+            return await _whole(asyncio.get_running_loop().run_in_executor(None, work))
 
     async def _carry_out(self, size: int, work: Callable[[], T]) -> T:
         """The work's result: done here if it is small, else in the thread."""

@@ -50,6 +50,8 @@ class Established:
     """Backend chains that are there."""
     owned: bool
     """Whether nobody else can change any of them."""
+    foreign: tuple[tuple[Family, str], ...]
+    """Chains that are none of ours."""
 
 
 def establish(kernel: Kernel, families: Iterable[Family], flags: TableFlag, surroundings: Surroundings) -> Established:
@@ -62,18 +64,19 @@ def establish(kernel: Kernel, families: Iterable[Family], flags: TableFlag, surr
     """
     found = {family: _find(kernel, family) for family in families}
     chains: set[tuple[Family, BackendChain]] = set()
+    foreign: list[tuple[Family, str]] = []
     owned = True
     for family, state in found.items():
         kept = _establish_fixed(kernel, family, state, flags, surroundings)
         listed = {each.name: chain_of(each.name) for each in kernel.chains(TABLES[family])}
-        _remove_foreign(kernel, family, [name for name, chain in listed.items() if chain is None])
+        foreign += [(family, name) for name, chain in listed.items() if chain is None]
         held = [chain for chain in listed.values() if isinstance(chain, BackendChain)]
         for start in range(0, len(held), CHAINS_PER_BATCH):
             part = held[start : start + CHAINS_PER_BATCH]
             _commit(kernel, family, [each for chain in part for each in tables.backend_chain(family, chain)])
         chains.update((family, chain) for chain in held)
         owned &= TableFlag.OWNER in kept
-    return Established(frozenset(chains), owned)
+    return Established(frozenset(chains), owned, tuple(foreign))
 
 
 def read(kernel: Kernel, families: Iterable[Family], *, owned: bool) -> Contents:
@@ -92,6 +95,18 @@ def read(kernel: Kernel, families: Iterable[Family], *, owned: bool) -> Contents
             decoded = decode(family, name, (each.element for each in stored))
             held.update(((family, name, key), data) for key, data in decoded)
     return held
+
+
+def remove_chains(kernel: Kernel, chains: Sequence[tuple[Family, str]]) -> None:
+    """Remove chains that no element leads to. Raises `DataplaneLost`."""
+    for family in dict.fromkeys(family for family, _ in chains):
+        table, names = TABLES[family], [name for of, name in chains if of is family]
+        log.warning("foreign chains are removed", extra={"family": family.label, "chains": ", ".join(names)})
+        _commit(
+            kernel,
+            family,
+            [*(flush_chain(table, name) for name in names), *(delete_chain(table, name) for name in names)],
+        )
 
 
 def process_name(pid: int) -> str:
@@ -146,14 +161,6 @@ def _remove_wrong_ways(kernel: Kernel, family: Family) -> Iterator[Request]:
         for name in names:
             stored = kernel.elements(TABLES[family], name, consistent=False) or ()
             yield from delete_elements(TABLES[family], name, ways.wrong(form, [each.element for each in stored]))
-
-
-def _remove_foreign(kernel: Kernel, family: Family, names: Sequence[str]) -> None:
-    """Chains that are none of ours. What elements still lead to goes the next time."""
-    table = TABLES[family]
-    if names:
-        log.warning("foreign chains are removed", extra={"family": family.label, "chains": ", ".join(names)})
-        kernel.commit([*(flush_chain(table, name) for name in names), *(delete_chain(table, name) for name in names)])
 
 
 def _commit(kernel: Kernel, family: Family, requests: Sequence[Request]) -> None:

@@ -12,9 +12,6 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
-
-import msgspec
 
 from svcproxy.dataplane.nftables.affinity import TIMEOUTS_MAX, Affinity, BackendIds
 from svcproxy.dataplane.nftables.layout import AFFINE_SIZE_BITS, PORT_IDS, SLOT_BASE, firewall, split
@@ -36,6 +33,7 @@ from svcproxy.dataplane.nftables.operations import (
     form_of,
     prefix_of,
 )
+from svcproxy.dataplane.nftables.plans import Plan, Pool
 from svcproxy.dataplane.nftables.slots import SlotChange, Slots
 from svcproxy.dataplane.tracking import TrackedTable
 from svcproxy.frontends.addresses import network
@@ -63,30 +61,6 @@ MERGED_MEMO = 4096
 
 _SCOPES = tuple(Scope)
 _REJECT = Goto(FixedChain.REJECT)
-
-
-class Pool(NamedTuple):
-    """A backend set as a frontend holds it in `ep`."""
-
-    backends: BackendSetKey
-    affinity: bool
-    """Under the backends' ids, with their slots in `pick`; otherwise under the slots themselves."""
-
-
-class Plan(msgspec.Struct, frozen=True, gc=False):
-    """What the kernel holds for one frontend, as far as it costs the same whatever the number of backends."""
-
-    key: FrontendKey
-    verdicts: tuple[tuple[SetName, Verdict], ...]
-    """Those a look-up may meet, the first one first."""
-    pools: tuple[Pool, ...]
-    """At most one of each scope."""
-    sources: tuple[str, ...]
-    """CIDRs in `srcok`, merged."""
-    masquerade: SetName | None
-    """The set of postrouting it is in."""
-    cluster_ip: str
-    """The address it puts into `clusterips`; empty if it is no ClusterIP."""
 
 
 @dataclass(frozen=True, slots=True)

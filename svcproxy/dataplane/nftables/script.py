@@ -86,7 +86,6 @@ def script(table: FrontendTable, surroundings: Surroundings, hairpin_cidrs: Iter
     renderer = Renderer(hairpin_cidrs)
     everything = diff(FrontendTable(), table)
     renderer.render(replace(everything, frontends=tuple(sorted(everything.frontends, key=lambda each: str(each.key)))))
-    compromised = renderer.compromised
     elements: dict[Family, dict[SetName, list[AddElement]]] = {family: {} for family in Family}
     for each in (*surrounding_elements(surroundings), *renderer.elements()):
         elements[each.family].setdefault(each.set, []).append(each)
@@ -96,7 +95,7 @@ def script(table: FrontendTable, surroundings: Surroundings, hairpin_cidrs: Iter
     backends = sum(map(len, table.backends.values()))
     counts = f"{len(table.frontends)} frontends, {len(table.backends)} backend sets with {backends} backends"
     lines = [_HEAD.format(counts=counts)]
-    lines += [f"# {_printable(f'{key}: {reason}')}\n" for key, reason in sorted(compromised.items(), key=str)]
+    lines += [f"# {_printable(f'{key}: {reason}')}\n" for key, reason in sorted(renderer.compromised.items(), key=str)]
     for family in Family:
         lines += _table(table, surroundings, family, elements[family], chains[family])
     return "".join(lines)

@@ -14,7 +14,7 @@ from svcproxy.dataplane.nftables.layout import (
     SETS,
     TABLE,
     FieldType,
-    SetSpec,
+    Hook,
     Surroundings,
     rules_of,
     ruleset,
@@ -32,6 +32,8 @@ _TYPES = {
     FieldType.PORT: nft.INET_SERVICE,
     FieldType.MARK: nft.MARK,
 }
+_ACCEPT = 1
+"""NF_ACCEPT."""
 _ADDRESSES = {Family.IPV4: nft.IPV4_ADDR, Family.IPV6: nft.IPV6_ADDR}
 _schema = re.compile(r"svcproxy schema ([0-9]{1,9})").fullmatch
 
@@ -46,14 +48,13 @@ def create(family: Family, flags: TableFlag) -> Iterator[Request]:
     """Make a table with its sets and chains. All of it may be there already, if it is the same."""
     table = TABLES[family]
     yield nft.new_table(table, flags, COMMENT)
-    for number, (name, spec) in enumerate(SETS.items(), 1):
-        yield nft.new_set(table, _set(family, name, spec, number))
+    for number, name in enumerate(SETS, 1):
+        yield nft.new_set(table, described(family, name, number))
     for made in ways.maps(len(SETS) + 1):
         yield nft.new_set(table, made)
     for chain in FixedChain:
         hook = HOOKS.get(chain)
-        at = nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority) if hook is not None else None
-        yield nft.new_chain(table, chain.value, at)
+        yield nft.new_chain(table, chain.value, attachment(hook) if hook is not None else None)
 
 
 def rules(family: Family, surroundings: Surroundings) -> Iterator[Request]:
@@ -76,7 +77,14 @@ def backend_chain(family: Family, chain: BackendChain) -> Iterator[Request]:
     yield from ways.to(table, chain)
 
 
-def _set(family: Family, name: SetName, spec: SetSpec, number: int) -> nft.Set:
+def attachment(hook: Hook) -> nft.Attachment:
+    """Where a base chain hangs, in the kernel's terms."""
+    return nft.Attachment("nat", nft.Hook[hook.name.upper()], hook.priority, _ACCEPT)
+
+
+def described(family: Family, name: SetName, number: int) -> nft.Set:
+    """A set in the kernel's terms. `number` is its own in a batch."""
+    spec = SETS[name]
     flags = SetFlag.INTERVAL if spec.interval else SetFlag.NONE
     if spec.dynamic_size is not None:
         flags |= SetFlag.TIMEOUT | SetFlag.DYNAMIC

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sockets to nf_tables: one that changes and lists, one that hears of changes.
 
-The kernel works on a request while it is sent, so its answers wait in the socket when `send` returns: nothing here
-waits for a time-out. A list is written as it is read. Calls block while the kernel works: milliseconds for a batch
-of thousands of elements, seconds for a list of hundreds of thousands. One thread at a time; a table with an owner
-belongs to the `Kernel` that made or claimed it, and is free for another when that closes.
+Calls block while the kernel works: milliseconds for a batch of thousands of elements, seconds for a list of hundreds of
+thousands. One thread at a time; a table with an owner belongs to the `Kernel` that made or claimed it, and is free for
+another when that closes.
 """
 
 import ctypes
@@ -30,6 +29,7 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
+from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, SOL_NETLINK, datagrams, drain, open_socket
 from svcproxy.dataplane.nftables.netlink import ErrorReport, is_acknowledgement
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
@@ -38,12 +38,8 @@ SEND_BUFFER_OCTETS = 16 << 20
 """A batch has to fit. An element takes about 50 octets in it."""
 RECEIVE_BUFFER_OCTETS = 4 << 20
 """For the answers to a batch in which everything fails, and for changes that wait to be heard of."""
-DATAGRAM_OCTETS = 1 << 17
-"""The kernel fills 32 KiB at most with a list, and no message of nf_tables is longer than 64 KiB and its head."""
 LIST_ATTEMPTS = 10
 """How often a list is asked for that others change while it is written."""
-MAX_DATAGRAMS = 1_000_000
-"""Datagrams read in one go: far more than the longest list has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ class Kernel:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._sock = _open()
+        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         self._buffer = bytearray(DATAGRAM_OCTETS)
         self._sequence = 0
 
@@ -291,7 +287,7 @@ class Kernel:
         try:
             yield from _datagrams(self._sock, self._buffer)
         except DataplaneLost:
-            _empty(self._sock)  # what is left would keep the next answers out
+            drain(self._sock)
             raise
 
 
@@ -304,7 +300,7 @@ class Watch:
 
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
-        self._sock = _open()
+        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         self._buffer = bytearray(DATAGRAM_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
@@ -329,63 +325,26 @@ class Watch:
     def listen(self, attention: bool = True) -> None:
         """Hear of what changes from now on, or of nothing more; it does not at first."""
         membership = _NETLINK_ADD_MEMBERSHIP if attention else _NETLINK_DROP_MEMBERSHIP
-        self._sock.setsockopt(_SOL_NETLINK, membership, _NFNLGRP_NFTABLES)
+        self._sock.setsockopt(SOL_NETLINK, membership, _NFNLGRP_NFTABLES)
 
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
         return (answer for datagram in _datagrams(self._sock, self._buffer) for answer in _understood(datagram))
 
 
-_SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_DROP_MEMBERSHIP = 2
-_NETLINK_CAP_ACK = 10
-_NETLINK_EXT_ACK = 11
-_NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 _SO_ATTACH_FILTER = 26
 _TOO_LARGE = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _open() -> socket.socket:
-    """A socket to the netfilter subsystem. Raises OSError: EPROTONOSUPPORT where the kernel has none."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    try:
-        sock.setblocking(False)
-        _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_OCTETS)
-        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_OCTETS)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        sock.bind((0, 0))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _enlarge(sock: socket.socket, forced: int, allowed: int, octets: int) -> None:
-    """Have a buffer of that size or, in a user namespace, as much of it as the host's net.core limits allow."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, forced, octets)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, allowed, octets)
-
-
 def _datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:
     """What the socket holds, read until it holds nothing. Raises `DataplaneLost` when something was lost."""
-    for _ in range(MAX_DATAGRAMS):
-        try:
-            octets = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            raise DataplaneLost(f"netlink: {exc.strerror}") from exc
-        if octets > len(buffer):
-            raise DataplaneLost(f"netlink: a datagram of more than {DATAGRAM_OCTETS} octets")
-        yield bytes(memoryview(buffer)[:octets])
-    raise DataplaneLost(f"netlink: more than {MAX_DATAGRAMS} datagrams at once")
+    try:
+        yield from datagrams(sock, buffer)
+    except OSError as exc:
+        raise DataplaneLost(f"netlink: {exc.strerror}") from exc
 
 
 def _understood(datagram: bytes) -> Iterator[Answer]:
@@ -393,17 +352,6 @@ def _understood(datagram: bytes) -> Iterator[Answer]:
         yield from parse(datagram)
     except DecodeError as exc:
         raise DataplaneLost(f"netlink: {exc}") from exc
-
-
-def _empty(sock: socket.socket) -> None:
-    """Pass over what the socket holds, whatever it is."""
-    for _ in range(MAX_DATAGRAMS):
-        try:
-            sock.recv(1)
-        except BlockingIOError:
-            return
-        except OSError:
-            continue  # ENOBUFS: there is more behind it
 
 
 def _failure(requests: Sequence[Request], index: int, report: ErrorReport) -> Failure:

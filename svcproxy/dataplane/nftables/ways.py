@@ -98,8 +98,12 @@ def stored(verdict: Verdict) -> StoredVerdict:
 
 def maps(first_id: int) -> Iterator[Set]:
     """The maps of ways, numbered from `first_id` on."""
-    for number, name in enumerate(_DETOURS, first_id):
-        yield Set(name, (nft.CLASSID,), (nft.VERDICT,), id=number)
+    return (described(name, number) for number, name in enumerate(_DETOURS, first_id))
+
+
+def described(name: str, number: int) -> Set:
+    """One of them."""
+    return Set(name, (nft.CLASSID,), (nft.VERDICT,), id=number)
 
 
 def fixed(table: Table) -> Iterator[Request]:

@@ -292,6 +292,9 @@ REMOVAL = (
 )
 """`removal.nft`."""
 
+RULE = (nft.delete_rule(TABLE, "n4", 22),)
+"""`rule.nft`."""
+
 IPV6 = (
     nft.new_table(TABLE6),
     nft.new_chain(TABLE6, "n3"),

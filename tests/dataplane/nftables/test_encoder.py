@@ -20,12 +20,18 @@ from svcproxy.dataplane.nftables.messages import (
     TableFlag,
 )
 from svcproxy.dataplane.nftables.netlink import HEADER, attributes, messages
-from tests.dataplane.nftables.captured import CAPTURES, DNS, ELEMENTS, IPV4, IPV6, REMOVAL, TABLE
+from tests.dataplane.nftables.captured import CAPTURES, DNS, ELEMENTS, IPV4, IPV6, REMOVAL, RULE, TABLE
 
 
 def rows() -> Sequence[object]:
     found: list[object] = []
-    for name, requests in (("ipv4", IPV4), ("elements", ELEMENTS), ("removal", REMOVAL), ("ipv6", IPV6)):
+    for name, requests in (
+        ("ipv4", IPV4),
+        ("elements", ELEMENTS),
+        ("removal", REMOVAL),
+        ("rule", RULE),
+        ("ipv6", IPV6),
+    ):
         captured = [bytes.fromhex(line) for line in (CAPTURES / f"{name}.hex").read_text().split()]
         assert len(captured) == len(requests), name
         for index, pair in enumerate(zip(requests, captured, strict=True)):
