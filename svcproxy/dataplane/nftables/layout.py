@@ -49,6 +49,11 @@ BACKEND_IDS: Final = 1 << PORT_SHIFT
 PORT_MASK: Final = TAG_BIT | (PORT_IDS - 1) << PORT_SHIFT
 """What is left of an id, as `aff` keys it: the Service port."""
 
+AFFINE_SIZE_BITS: Final = 13
+"""Of the number of a backend chain with affinity, see `ways`: its size less one. The time-out has those above."""
+AFFINITY_TIMEOUT_MAX: Final = (LOCAL_BIT >> AFFINE_SIZE_BITS) - 1
+"""Seconds; the API admits 86,400."""
+
 SLOT_BASE: Final = {Scope.CLUSTER: 0, Scope.LOCAL: LOCAL_BIT}
 """The first slot of each backend set."""
 

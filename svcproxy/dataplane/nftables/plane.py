@@ -8,7 +8,7 @@ plane's own. What surplus slots a change leaves goes a millisecond later, while 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from svcproxy.dataplane.nftables.counts import COUNTED, Counts
 from svcproxy.dataplane.nftables.inspection import Seen, inspect
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
-from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontend_of
+from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontends_of
 from svcproxy.dataplane.nftables.presence import OWNED, establish, read, remove_chains
 from svcproxy.dataplane.nftables.render import Rendered, Renderer
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -115,11 +115,11 @@ class NftablesDataplane:
     async def apply(self, delta: FrontendDelta) -> Mapping[FrontendKey, Outcome]:
         """Take a delta in; returns when the kernel has acknowledged that it is in force."""
         async with self._working():
-            await self._finish()
+            surplus = await self._due()
             self._heard()
             if self._doubts:
                 raise DataplaneLost(self._doubts)
-            rendered = await self._carry_out(self._size(delta), lambda: self._apply(delta))
+            rendered = await self._carry_out(self._size(delta) + len(surplus), lambda: self._apply(delta, surplus))
             if self._changes.unsettled:
                 await self._in_thread(self._conclude)
             if delta.node_port_addresses is not None:  # rare, and an address that was left shall be left on return
@@ -239,11 +239,10 @@ class NftablesDataplane:
     def _elements_of(self, key: FrontendKey) -> Iterable[AddElement]:
         return self._renderer.elements_of(key)
 
-    def _apply(self, delta: FrontendDelta) -> Rendered:
+    def _apply(self, delta: FrontendDelta, surplus: Sequence[Operation] = ()) -> Rendered:
         rendered = self._renderer.render(delta)
         phases = rendered.phases
-        self._changes.run(phases.grow)
-        self._changes.run(phases.flip)
+        self._changes.advance(phases, surplus)
         self._shrink, self._shrink_at = phases.shrink, time.monotonic() + SHRINK_DELAY
         self._stale |= bool(rendered.stale_ids)
         return rendered
@@ -286,8 +285,7 @@ class NftablesDataplane:
         self._counts.start_over(desired.frontends.keys())
         if foreign and not first:
             self.drifted += len(found)
-        touched = {key for each in found if (key := frontend_of(each)) is not None}
-        return repairs(was, desired, touched, self.refused)
+        return repairs(was, desired, frontends_of(found), self.refused)
 
     def _outcome(self, key: FrontendKey) -> Outcome:
         reason = self._changes.refused.get(key) or self._impossible(key)
@@ -307,6 +305,15 @@ class NftablesDataplane:
         ranges = sum(1 + len(each.source_ranges or ()) for each in named)
         backends = sum(len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope)
         return ranges + backends + sum(len(change.added) + len(change.removed) for change in delta.backends)
+
+    async def _due(self) -> Sequence[Operation]:
+        """What is surplus, when its time has come. Holds the lock."""
+        if not self._shrink:
+            return ()
+        if (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        surplus, self._shrink = self._shrink, ()
+        return () if self._doubts else surplus
 
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
@@ -473,20 +480,18 @@ def repairs(
 
     Frontends that are refused are not repaired.
     """
-    changed = diff(before, desired)
+    changed = diff(before, desired) if before is not desired else FrontendDelta()
     came = {frontend.key for frontend in changed.frontends}.union(touched).difference(refused)
     went = set(changed.removed).union(touched).difference(refused)
     whole = [
         desired.frontends[key].backend_set(scope) for key in touched if key in desired.frontends for scope in Scope
     ]
     backends = {change.key: change for change in changed.backends}
-    backends |= {
-        key: BackendSetDelta(key, tuple(sorted(desired.backends[key]))) for key in whole if key in desired.backends
-    }
+    backends |= {key: BackendSetDelta(key, tuple(desired.backends[key])) for key in whole if key in desired.backends}
     return FrontendDelta(
         frontends=tuple(desired.frontends[key] for key in came if key in desired.frontends),
         removed=tuple(key for key in went if key not in desired.frontends),
-        backends=tuple(backends[key] for key in sorted(backends)),
+        backends=tuple(backends.values()),
         node_port_addresses=changed.node_port_addresses,
         health_checks=changed.health_checks,
         health_checks_removed=changed.health_checks_removed,

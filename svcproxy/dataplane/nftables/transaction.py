@@ -29,8 +29,8 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
-from svcproxy.dataplane.nftables.netfilter import SOL_NETLINK, datagrams, drain, open_socket
-from svcproxy.dataplane.nftables.netlink import ErrorReport
+from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, SOL_NETLINK, datagrams, drain, open_socket
+from svcproxy.dataplane.nftables.netlink import ErrorReport, is_acknowledgement
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
 
@@ -95,6 +95,7 @@ class Kernel:
     def __init__(self) -> None:
         """Raises OSError."""
         self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -245,18 +246,23 @@ class Kernel:
         failures: list[Failure] = []
         removed: list[Elements] = []
         acknowledged = False
-        for answer in self._waiting():
-            index = messages.position(answer.sequence, first)
-            if isinstance(answer.content, Elements) and answer.content.removed:
-                removed.append(answer.content)  # newer kernels give it sequence number 0
-                continue
-            if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
-                continue  # an answer to something given up
-            report = answer.content.report
-            if report.errno:
-                failures.append(_failure(requests, index, report))
-            elif index == len(requests) - 1:
+        last = messages.wrapped(first + len(requests))
+        for datagram in self._datagrams():
+            if is_acknowledgement(datagram, last):
                 acknowledged = True
+                continue
+            for answer in _understood(datagram):
+                index = messages.position(answer.sequence, first)
+                if isinstance(answer.content, Elements) and 0 <= index < len(requests):
+                    removed.append(answer.content)
+                    continue
+                if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
+                    continue  # an answer to something given up
+                report = answer.content.report
+                if report.errno:
+                    failures.append(_failure(requests, index, report))
+                elif index == len(requests) - 1:
+                    acknowledged = True
         if failures:
             return Rejected(tuple(failures))
         if not acknowledged:
@@ -278,11 +284,12 @@ class Kernel:
         return sequence
 
     def _answers(self, sequence: int) -> Iterator[Answer]:
-        return (answer for answer in self._waiting() if answer.sequence == sequence)
+        found = (answer for datagram in self._datagrams() for answer in _understood(datagram))
+        return (answer for answer in found if answer.sequence == sequence)
 
-    def _waiting(self) -> Iterator[Answer]:
+    def _datagrams(self) -> Iterator[bytes]:
         try:
-            yield from _waiting(self._sock)
+            yield from _datagrams(self._sock, self._buffer)
         except DataplaneLost:
             drain(self._sock)
             raise
@@ -298,6 +305,7 @@ class Watch:
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
         self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
         except BaseException:
@@ -325,7 +333,7 @@ class Watch:
 
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
-        return _waiting(self._sock)
+        return (answer for datagram in _datagrams(self._sock, self._buffer) for answer in _understood(datagram))
 
 
 _NETLINK_ADD_MEMBERSHIP = 1
@@ -335,13 +343,17 @@ _SO_ATTACH_FILTER = 26
 _TOO_LARGE = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _waiting(sock: socket.socket) -> Iterator[Answer]:
+def _datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:
     """What the socket holds, read until it holds nothing. Raises `DataplaneLost` when something was lost."""
     try:
-        for datagram in datagrams(sock):
-            yield from parse(datagram)
+        yield from datagrams(sock, buffer)
     except OSError as exc:
         raise DataplaneLost(f"netlink: {exc.strerror}") from exc
+
+
+def _understood(datagram: bytes) -> Iterator[Answer]:
+    try:
+        yield from parse(datagram)
     except DecodeError as exc:
         raise DataplaneLost(f"netlink: {exc}") from exc
 
