@@ -10,7 +10,7 @@ from typing import Self, cast
 
 from svcproxy.model.meta import Protocol
 
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds that a client waits for an answer or a refusal it expects."""
 SILENCE = 0.3
 """Seconds after which a client that expects no answer believes it."""
