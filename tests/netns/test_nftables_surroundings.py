@@ -45,7 +45,7 @@ async def test_ranges_of_services_are_silent_but_for_what_others_serve(stack: Ex
     node.connect(pod, "veth1", 1)
     node.connect(outside, "up0", 3)
     node.ip("route", "add", "default", "via", UPSTREAM[family])
-    outside.ip("addr", "add", UNUSED[family], "dev", "lo")
+    outside.ip("addr", "add", UNUSED[family], "dev", "lo", *(["nodad"] if family is Family.IPV6 else []))
     with outside.entered():
         server = Server("outside", Protocol.TCP, UNUSED[family], 80)
     with node.entered():
