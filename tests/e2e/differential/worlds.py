@@ -103,7 +103,7 @@ class Worlds:
         """By path, what the API server has."""
         self._round = 0
         with control.entered():
-            plane.call("POST", "/api/v1/nodes", _node("n1"))
+            plane.call("POST", "/api/v1/nodes", node("n1"))
             addresses = [{"type": "InternalIP", "address": at.n1} for at in AT.values()]
             self._patch(f"{_NODE}/status", {"status": {"addresses": addresses}})
 
@@ -195,7 +195,8 @@ def _marker(number: int, zone: str | None) -> dict[str, Object]:
     return objects
 
 
-def _node(name: str) -> Object:
+def node(name: str) -> Object:
+    """The Node."""
     cidrs = [at.pods_n1 for at in AT.values()]
     return {"metadata": {"name": name}, "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}}
 
@@ -205,17 +206,15 @@ async def two_worlds(directory: Path) -> AsyncIterator[Worlds]:
     """Everything runs and serves, without objects."""
     with ExitStack() as stack:
         control = stack.enter_context(Namespace())
-        control.run(
-            "ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n"
-        )
+        bridge(control)
         worlds = [stack.enter_context(World()) for _ in range(2)]
         for number, world in enumerate(worlds):
             _prepare(world)
-            _attach(world.n1, control, number)
+            attach(world.n1, control, number)
         with control.entered():
             flags = [f"--service-cluster-ip-range={LEAKING[Family.IPV4][0]},{LEAKING[Family.IPV6][0]}"]
             plane = stack.enter_context(ControlPlane(host=API_ADDRESS, flags=flags))
-            commands = {"kube-proxy": _kube_proxy(directory, plane), "svcproxy": _svcproxy(directory, plane)}
+            commands = {"kube-proxy": kube_proxy(directory, plane), "svcproxy": svcproxy(directory, plane)}
         sides = []
         for (name, command), world in zip(commands.items(), worlds, strict=True):
             sides.append(Side(name, world, Process(name, command, directory / f"{name}.log")))
@@ -224,6 +223,13 @@ async def two_worlds(directory: Path) -> AsyncIterator[Worlds]:
             stack.enter_context(_running(side))
         async with _serving(worlds[0]), _serving(worlds[1]):
             yield both
+
+
+def bridge(control: Namespace) -> None:
+    """The network that nodes reach the API server by."""
+    control.run(
+        "ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n"
+    )
 
 
 @contextmanager
@@ -271,7 +277,8 @@ def _prepare(world: World) -> None:
     world.outside.run("nft", "-f", "-", text="".join(rules))
 
 
-def _attach(n1: Namespace, control: Namespace, number: int) -> None:
+def attach(n1: Namespace, control: Namespace, number: int) -> None:
+    """Let a node reach the API server."""
     peer = f"/proc/{os.getpid()}/fd/{control.fd}"
     n1.ip("link", "add", "api", "type", "veth", "peer", "name", f"n1-{number}", "netns", peer)
     control.ip("link", "set", f"n1-{number}", "master", "br0", "up")
@@ -279,16 +286,18 @@ def _attach(n1: Namespace, control: Namespace, number: int) -> None:
     n1.ip("addr", "add", f"172.31.0.{2 + number}/24", "dev", "api")
 
 
-def _kube_proxy(directory: Path, plane: ControlPlane) -> list[str]:
+def kube_proxy(directory: Path, plane: ControlPlane, mode: str = "nftables") -> list[str]:
+    """The command of a kube-proxy on n1 that follows a control plane."""
     config = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
+        "mode": mode,
         "hostnameOverride": "n1",
         "clientConnection": {"kubeconfig": str(plane.kubeconfig())},
         "detectLocalMode": "ClusterCIDR",
         "clusterCIDR": ",".join(at.pods for at in AT.values()),
         "nftables": {"minSyncPeriod": "100ms"},
+        "iptables": {"minSyncPeriod": "100ms"},
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
     }
@@ -297,7 +306,8 @@ def _kube_proxy(directory: Path, plane: ControlPlane) -> list[str]:
     return [str(binaries.find("kube-proxy")), f"--config={path}"]
 
 
-def _svcproxy(directory: Path, plane: ControlPlane) -> list[str]:
+def svcproxy(directory: Path, plane: ControlPlane) -> list[str]:
+    """The command of an agent on n1 that follows a control plane; its directories are in `directory`."""
     config = {
         "node_name": "n1",
         "run_dir": str(directory / "run"),
