@@ -6,6 +6,8 @@ backend chain, a refusal, or one of two detours: `firewall` admits or drops by s
 `split` looks up in `near` for pods and the node itself and in `far` for everyone else, where a Local policy binds only
 the latter. A backend chain draws a slot and rewrites the destination to what `ep` has for frontend and slot.
 
+An element's verdict is a number in the kernel, which `ways` leads to a chain.
+
 Slots and marks are one number space: see `LOCAL_BIT`, `TAG_BIT`, `PORT_MASK`.
 
 All rules stand in NAT chains, so that packets of established flows meet none. Rules are statements from left to right;

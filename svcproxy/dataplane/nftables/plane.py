@@ -319,7 +319,8 @@ class NftablesDataplane:
         """Take surplus slots away, when their time has come. Holds the lock."""
         if not self._shrink:
             return
-        await asyncio.sleep(max(0.0, self._shrink_at - time.monotonic()))
+        if (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
         if self._doubts:
             self._shrink = ()
         else:
