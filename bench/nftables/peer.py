@@ -49,8 +49,8 @@ HUB = "10.1.1.1"
 VIP = "10.97.254.254"
 NEW_PODS = 200
 """Second octet of the addresses of changed endpoints."""
-GAP = 0.3
-"""Seconds between two changes."""
+IDLE_SECONDS = 10.0
+"""In which nothing changes, to know what a process does anyway."""
 
 
 @dataclass
@@ -134,7 +134,10 @@ def change(plane: ControlPlane, followers: list[tuple[Follower, Popen[bytes]]], 
     with ExitStack() as stack:
         for follower, _ in followers:
             stack.enter_context(follower.listening(awaited))
+        resting = [cpu(child.pid) for _, child in followers]
+        time.sleep(IDLE_SECONDS)
         before = [cpu(child.pid) for _, child in followers]
+        began = time.monotonic()
         for index in range(options.changes):
             number = index * 7919 % options.services
             body = slice_of(number, options.endpoints, 0)
@@ -144,16 +147,19 @@ def change(plane: ControlPlane, followers: list[tuple[Follower, Popen[bytes]]], 
             awaited.append(packed)
             plane.request("PUT", f"{SLICES}/s{number}-1", json.dumps(body).encode())
             acknowledged[packed] = time.perf_counter()
-            time.sleep(GAP)
+            time.sleep(options.gap)
         time.sleep(5)
+        lasted = time.monotonic() - began
         after = [cpu(child.pid) for _, child in followers]
-    for (follower, child), used_before, used_after in zip(followers, before, after, strict=True):
+    for (follower, child), idle, used_before, used_after in zip(followers, resting, before, after, strict=True):
         late = [(follower.heard[each] - at) * 1000 for each, at in acknowledged.items() if each in follower.heard]
         used = (used_after - used_before) / options.changes * 1000
+        anyway = (used_before - idle) / IDLE_SECONDS
+        own = used - anyway * lasted / options.changes * 1000
         times = f"p50 {percentile(late, 0.5):7.2f} ms, p99 {percentile(late, 0.99):7.2f} ms" if late else "never"
         print(
             f"  {follower.name:<11} write acknowledged to rule active {times} ({len(late)} of {options.changes}); "
-            f"{used:6.2f} ms CPU a change, RSS {rss(child.pid):4.0f} MiB",
+            f"{used:6.2f} ms CPU a change, {own:.2f} ms without {anyway * 1000:.1f} ms/s at rest, RSS {rss(child.pid):4.0f} MiB",
             flush=True,
         )
 
@@ -188,6 +194,8 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=4)
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gap", type=float, default=0.3, help="seconds between two changes")
+    parser.add_argument("--no-peer", action="store_true", help="svcproxy alone")
     options = parser.parse_args()
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -228,19 +236,20 @@ def main() -> None:
         )
         print("cold: process start to ready", flush=True)
         for _ in range(options.rounds):
-            for each in (agent, peer):
+            for each in (agent,) if options.no_peer else (agent, peer):
                 cold(each, base)
         running = []
-        for each in (agent, peer):
+        for each in (agent,) if options.no_peer else (agent, peer):
             child = stack.enter_context(each.running())
             with each.node.entered():
                 wait(each.ready, child)
             running.append((each, child))
         time.sleep(3)
-        print(f"{options.changes} changes of one endpoint, {GAP} s apart", flush=True)
+        print(f"{options.changes} changes of one endpoint, {options.gap} s apart", flush=True)
         change(plane, running, options)
-        print("traffic through the node", flush=True)
-        traffic([agent, peer], options.rounds + 2)
+        if not options.no_peer:
+            print("traffic through the node", flush=True)
+            traffic([agent, peer], options.rounds + 2)
 
 
 if __name__ == "__main__":

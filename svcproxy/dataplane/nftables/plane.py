@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 INLINE_CHANGES = 200
 """Frontends and backends in a delta from which on it goes to the thread: about 5 ms of the loop's time."""
+SURPLUS_DELAY = 0.1
+"""Seconds that surplus slots wait for a change to go with."""
 STICKY_INTERVAL = 1.0
 """Shortest time in seconds between two looks at which clients remember backends that are gone."""
 LENT = "a successor takes the tables over"
@@ -330,7 +332,7 @@ class NftablesDataplane:
         while True:
             await self._surplus.wait()
             self._surplus.clear()
-            await asyncio.sleep(SHRINK_DELAY)
+            await asyncio.sleep(SURPLUS_DELAY)  # the next change takes it along
             async with self._working():
                 with suppress(DataplaneLost):  # noted: the next `apply` knows
                     await self._finish()

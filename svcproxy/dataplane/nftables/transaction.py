@@ -253,8 +253,8 @@ class Kernel:
                 continue
             for answer in _understood(datagram):
                 index = messages.position(answer.sequence, first)
-                if isinstance(answer.content, Elements) and 0 <= index < len(requests):
-                    removed.append(answer.content)
+                if isinstance(answer.content, Elements) and answer.content.removed:
+                    removed.append(answer.content)  # newer kernels give it sequence number 0
                     continue
                 if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
                     continue  # an answer to something given up
