@@ -159,7 +159,8 @@ def change(plane: ControlPlane, followers: list[tuple[Follower, Popen[bytes]]], 
         times = f"p50 {percentile(late, 0.5):7.2f} ms, p99 {percentile(late, 0.99):7.2f} ms" if late else "never"
         print(
             f"  {follower.name:<11} write acknowledged to rule active {times} ({len(late)} of {options.changes}); "
-            f"{used:6.2f} ms CPU a change, {own:.2f} ms without {anyway * 1000:.1f} ms/s at rest, RSS {rss(child.pid):4.0f} MiB",
+            f"{used:6.2f} ms CPU a change, {own:.2f} ms without {anyway * 1000:.1f} ms/s at rest, "
+            f"RSS {rss(child.pid):4.0f} MiB",
             flush=True,
         )
 

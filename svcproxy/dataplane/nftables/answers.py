@@ -76,7 +76,7 @@ class ObjectState:
     """Of a rule: its chain's."""
     handle: int
     use: int
-    """References, as far as the kernel says."""
+    """References to a chain, elements of a set (Linux 6.17); 0 where the kernel does not say."""
     leads_to: str = ""
     """Of a rule: the chain it jumps or goes to; empty if it does neither."""
     policy: int | None = None
@@ -140,7 +140,7 @@ _OBJECTS = {
     Kind.DELETE_SET: (Kind.NEW_SET, True),
 }
 """Kind of message: kind of object, whether it went."""
-_OBJECT_ATTRIBUTES = {Kind.NEW_CHAIN: (3, 2, 6), Kind.NEW_RULE: (2, 3, 0), Kind.NEW_SET: (2, 16, 0)}
+_OBJECT_ATTRIBUTES = {Kind.NEW_CHAIN: (3, 2, 6), Kind.NEW_RULE: (2, 3, 0), Kind.NEW_SET: (2, 16, 20)}
 """NFTA_*: name, handle, use; 0 where there is none."""
 _VERDICT_MASK = 0xFF
 """NF_VERDICT_MASK: ACCEPT, DROP and QUEUE may carry more in the bits above."""

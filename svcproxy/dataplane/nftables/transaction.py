@@ -187,16 +187,24 @@ class Kernel:
         """The elements of a set or map; None if there is no such set.
 
         While the kernel makes a hash table larger or smaller, which it goes on with after a batch is acknowledged, a
-        list has some elements twice instead of others. It is asked for again, unless it need not be `complete`.
+        list lacks some elements, and may have others twice instead. It is asked for again, unless it need not be
+        `complete`.
         """
-        for _ in range(LIST_ATTEMPTS):
+        for attempt in range(LIST_ATTEMPTS):
             listed = self._list(messages.list_elements(table, name))
             if listed is None:
                 return None
             stored = tuple(each for part in listed if isinstance(part, Elements) for each in part.elements)
-            if not complete or len({_identity(each.element) for each in stored}) == len(stored):
+            if not complete:
+                return stored
+            once = len({_identity(each.element) for each in stored}) == len(stored)
+            if once and (attempt == LIST_ATTEMPTS - 1 or len(stored) >= self._number_of_elements(table, name)):
                 return stored
         raise DataplaneLost(f"{name}: {LIST_ATTEMPTS} lists in a row had elements twice")
+
+    def _number_of_elements(self, table: Table, name: str) -> int:
+        """How many there are; 0 if the kernel does not say."""
+        return next((each.use for each in self.sets(table) if each.name == name), 0)
 
     def element(self, table: Table, name: str, element: Element) -> StoredElement | None:
         """The element with this one's key, as the kernel has it; None if it, its set or its table is not there."""
