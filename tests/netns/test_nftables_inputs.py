@@ -223,12 +223,13 @@ async def test_a_thousand_source_ranges(routed: Routed, plane: NftablesDataplane
 
 # Marks
 
+# Not those of MLD: the kernel keeps something else where their mark would be (`reserved_tailroom`).
 COUNT_MARKS = """
 table inet watcher {
     chain leaving {
         type filter hook postrouting priority 300;
-        meta mark != 0 counter name marked
-        meta mark 0 counter name plain
+        meta l4proto { tcp, udp } meta mark != 0 counter name marked
+        meta l4proto { tcp, udp } meta mark 0 counter name plain
     }
     counter marked { }
     counter plain { }
