@@ -24,6 +24,8 @@ Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 FilePath = Annotated[str, Meta(extra={"check": syntax.path})]
 NodeName = Annotated[str, Meta(extra={"check": syntax.node_name})]
 Zone = Annotated[str, Meta(extra={"check": syntax.zone})]
+ZoneOrCidr = Annotated[str, Meta(extra={"check": syntax.zone_or_cidr})]
+NamespaceName = Annotated[str, Meta(extra={"check": syntax.dns_label})]
 Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
 NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
 ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
@@ -50,6 +52,16 @@ class DetectLocalMode(StrEnum):
     NODE_CIDR = "NodeCIDR"
     BRIDGE_INTERFACE = "BridgeInterface"
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class PodNames(StrEnum):
+    """Which names below `pod` exist; the words are CoreDNS'."""
+
+    DISABLED = "disabled"
+    INSECURE = "insecure"
+    """Every address in a namespace that exists, as written in the name."""
+    VERIFIED = "verified"
+    """The addresses of the Pods of the namespace."""
 
 
 class LogFormat(StrEnum):
@@ -173,16 +185,30 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether `svcproxy run` starts the DNS role."""
     listen: tuple[ListenAddress, ...] = ("127.0.0.1:53",)
     """ADDRESS:PORT pairs; IPv6 in brackets."""
-    cluster_domain: Zone = "cluster.local"
-    """The zone that is answered."""
+    zones: tuple[ZoneOrCidr, ...] = ("cluster.local", "in-addr.arpa", "ip6.arpa")
+    """Zones that are answered: cluster domains, which all hold the same names, and the addresses that PTR answers, as
+    zones or CIDRs. PTR and the SOA of addresses name the first cluster domain."""
     ttl: Annotated[int, Meta(ge=0, le=3600)] = 30
     """TTL of answers, 0 to 3600."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the addresses."""
+    pods: PodNames = PodNames.INSECURE
+    """Names of Pods by address: none, any in an existing namespace, or those of Pods that run. `verified` watches all
+    Pods, for which the agent's role must allow list and watch."""
     endpoint_pod_names: bool = False
     """Name endpoints without a hostname after their Pod."""
+    ignore_empty_service: bool = False
+    """Whether a Service with a ClusterIP does not exist while it has no ready endpoint."""
+    namespaces: tuple[NamespaceName, ...] = ()
+    """The only namespaces whose names exist. Empty: all."""
+
     upstreams: tuple[ResolverAddress, ...] = ()
     """Resolvers for other names. Not used yet: other names are refused."""
+
+    @property
+    def cluster_domain(self) -> str:
+        """The first zone that is none of addresses: the one that short names are completed with."""
+        return next((zone for zone in self.zones if not syntax.is_reverse(zone)), "")
 
 
 class AdminConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -99,6 +99,16 @@ def zone(text: str) -> str:
     return dns_subdomain(text.lower().removesuffix("."))
 
 
+def zone_or_cidr(text: str) -> str:
+    """The name of a DNS zone, or a CIDR that stands for its reverse zones."""
+    return cidr(text) if "/" in text else zone(text)
+
+
+def is_reverse(text: str) -> bool:
+    """Whether what `zone_or_cidr` returned is a zone of addresses."""
+    return "/" in text or text.endswith((".in-addr.arpa", ".ip6.arpa")) or text in {"in-addr.arpa", "ip6.arpa"}
+
+
 def node_name(text: str) -> str:
     """The name of a Node; upper case is lowered as the kubelet does with host names."""
     return dns_subdomain(text.strip().lower())

@@ -21,6 +21,8 @@ TEXT_FORMS = {
     syntax.path: "path",
     syntax.node_name: "DNS name",
     syntax.zone: "DNS name",
+    syntax.zone_or_cidr: "DNS name or CIDR",
+    syntax.dns_label: "DNS label",
     syntax.cidr: "CIDR",
     syntax.node_port_addresses: "CIDR or keyword",
     syntax.listen_address: "ADDRESS:PORT",

@@ -111,7 +111,10 @@ def test_values_take_their_canonical_form(file: Callable[[str], str]) -> None:
 node_name: Node-1.Example
 kube: {api_servers: [https://10.0.0.1:6443/]}
 dataplane: {cluster_cidrs: [10.1.2.3/16, FD00::/48], node_port_addresses: [all, 192.0.2.1/32], resync_interval: 5}
-dns: {listen: ["[FD00:0::1]:53"], cluster_domain: Cluster.Local., upstreams: [192.0.2.53, "fd00::53", "[fd00::54]:54"]}
+dns:
+  listen: ["[FD00:0::1]:53"]
+  zones: [Cluster.Local., 10.96.0.1/12, IP6.arpa]
+  upstreams: [192.0.2.53, "fd00::53", "[fd00::54]:54"]
 admin: {health_listen: null}
 log: {format: json}
 """),
@@ -125,7 +128,7 @@ log: {format: json}
     assert config.dataplane.resync_interval == 5.0
     assert isinstance(config.dataplane.resync_interval, float)
     assert config.dns.listen == ("[fd00::1]:53",)
-    assert config.dns.cluster_domain == "cluster.local"
+    assert config.dns.zones == ("cluster.local", "10.96.0.0/12", "ip6.arpa")
     assert config.dns.upstreams == ("192.0.2.53:53", "[fd00::53]:53", "[fd00::54]:54")
     assert config.admin.health_listen is None
     assert config.log.format is LogFormat.JSON
@@ -210,6 +213,11 @@ def test_every_problem_is_told_at_once_with_its_line(file: Callable[[str], str])
             "dns:\n  listen:\n  - 127.0.0.1:53\n  - 127.0.0.1:53\n",
             "c.yaml:4: dns.listen[1]: 127.0.0.1:53 is listed twice",
             id="an address twice",
+        ),
+        pytest.param(
+            "dns: {zones: [in-addr.arpa, 10.96.0.0/12]}\n",
+            "c.yaml:1: dns.zones: a cluster domain is needed besides zones of addresses",
+            id="zones of addresses alone",
         ),
         pytest.param("dns: {listen: []}\n", "c.yaml:1: dns.listen: at least one address", id="DNS without address"),
         pytest.param(
@@ -299,12 +307,18 @@ def test_a_file_that_cannot_be_read_is_told_beside_the_flags(
     make: Callable[[Path], None], cause: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "c.yaml")
-    problems = refused(str(tmp_path / "c.yaml"), {"dns.cluster_domain": "a..b"})
+    problems = refused(str(tmp_path / "c.yaml"), {"dns.zones": ["a..b"]})
     assert problems[0] == f"c.yaml: cannot be read: {cause}"
     assert problems[1].startswith("--cluster-domain: 'a..b' is not a DNS name")
 
 
 # --- flags and environment
+
+
+def test_cluster_domains_of_the_command_line_stand_beside_the_zones_of_addresses(file: Callable[[str], str]) -> None:
+    path = file("dns: {zones: [file.local, ip6.arpa]}\n")
+    given = arguments("--config", path, "--cluster-domain", "a.local", "--cluster-domain", "b.local")
+    assert from_arguments(given, ENVIRON).dns.zones == ("a.local", "b.local", "in-addr.arpa", "ip6.arpa")
 
 
 def test_flags_win_over_the_file(file: Callable[[str], str]) -> None:

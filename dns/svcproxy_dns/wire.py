@@ -6,6 +6,7 @@ so never letters.
 """
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 
 HEADER_OCTETS = 12
@@ -26,6 +27,7 @@ DO = 0x8000
 """DNSSEC OK, in the low half of an OPT's TTL field (RFC 3225 §3)."""
 
 _HEADER = struct.Struct(">6H")
+_AFTER_ID = struct.Struct(">5H")
 _TYPE_CLASS = struct.Struct(">2H")
 _FIXED = struct.Struct(">2HIH")
 _RECORD_COUNT_MAX = (1, 1, 2)
@@ -66,7 +68,18 @@ class Rcode(IntEnum):
 class Query:
     """A well-formed query."""
 
-    __slots__ = ("dnssec_ok", "edns_version", "flags", "labels", "opt_payload", "plain", "qclass", "qtype", "question")
+    __slots__ = (
+        "dnssec_ok",
+        "edns_version",
+        "flags",
+        "labels",
+        "lower",
+        "opt_payload",
+        "plain",
+        "qclass",
+        "qtype",
+        "question",
+    )
 
     def __init__(self, flags: int, question: bytes, labels: list[str], qtype: int, qclass: int) -> None:
         self.flags = flags
@@ -81,8 +94,10 @@ class Query:
         """The EDNS payload size as asked; None without an OPT."""
         self.edns_version = 0
         self.dnssec_ok = False
+        self.lower = False
+        """Whether the name is spelled in lower case."""
         self.plain = False
-        """Whether the message is nothing but lower-case question and OPT without options: worth remembering whole."""
+        """Whether the message is nothing but lower-case question and OPT without options: worth remembering."""
 
     @property
     def udp_limit(self) -> int:
@@ -101,11 +116,6 @@ class Query:
             return b""
         ttl = (rcode >> 4) << 24 | (DO if self.dnssec_ok else 0)
         return b"\0" + _FIXED.pack(RRType.OPT, self.opt_payload, ttl, 0)
-
-    def front(self, flags: int, answers: int, authorities: int) -> bytes:
-        """Header after the ID, and question."""
-        additional = 0 if self.opt_payload is None else 1
-        return struct.pack(">5H", flags, 1, answers, authorities, additional) + self.question
 
 
 def parse_query(message: bytes) -> Query | Rcode | None:
@@ -131,7 +141,7 @@ def parse_query(message: bytes) -> Query | Rcode | None:
     lowered = question.lower()
     qtype, qclass = _TYPE_CLASS.unpack_from(message, name_end)
     query = Query(flags, question, _labels(lowered), qtype, qclass)
-    plain = lowered[:-4] == question[:-4]
+    plain = query.lower = lowered[:-4] == question[:-4]
     if answers or authorities or additional:
         read = _read_records(query, message, end, counts)
         if not read:
@@ -212,19 +222,26 @@ def header_only(message: bytes, rcode: Rcode) -> bytes:
     return message[:2] + _HEADER.pack(0, QR | (flags & (OPCODE_MASK | RD)) | rcode, 0, 0, 0, 0)[2:]
 
 
+def front(flags: int, question: bytes, answers: int, authorities: int, additionals: int) -> bytes:
+    """Header after the ID, and question. `additionals` counts the OPT."""
+    return _AFTER_ID.pack(flags, 1, answers, authorities, additionals) + question
+
+
+def encode_labels(labels: Iterable[str]) -> bytes:
+    """The labels of a name on the wire, without its end. They are of 1 to 63 octets; a character is an octet."""
+    text = "".join([chr(len(label)) + label for label in labels])
+    return text.encode("latin-1")
+
+
 def encode_name(name: str) -> bytes:
     """A name on the wire, uncompressed. Raises `ValueError` for an empty or long label or a long name."""
-    encoded = bytearray()
-    for label in name.removesuffix(".").split("."):
-        octets = label.encode("latin-1")
-        if not 0 < len(octets) <= LABEL_MAX_OCTETS:
-            raise ValueError(f"bad label in {name!r}")
-        encoded.append(len(octets))
-        encoded += octets
-    encoded.append(0)
+    labels = name.removesuffix(".").split(".")
+    if not all(0 < len(label) <= LABEL_MAX_OCTETS for label in labels):
+        raise ValueError(f"bad label in {name!r}")
+    encoded = encode_labels(labels) + b"\0"
     if len(encoded) > NAME_MAX_OCTETS:
         raise ValueError(f"{name!r} is too long")
-    return bytes(encoded)
+    return encoded
 
 
 def encode_record(owner: bytes, rrtype: int, ttl: int, rdata: bytes) -> bytes:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from svcproxy.config import DnsConfig
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, RecordSink, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
 from svcproxy_dns.answers import Answers
+from svcproxy_dns.contents import Schema
+from svcproxy_dns.domains import Domains
 from svcproxy_dns.listeners import parse_listen
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.server import DnsServer
@@ -30,6 +32,7 @@ class DnsStatistics:
     namespaces: int
     services: int
     endpoints: int
+    pods: int
     responses: dict[tuple[str, str], Tally]
     """By (type, rcode): how many over UDP IPv4, UDP IPv6, TCP IPv4, TCP IPv6. A message that could not be read has the
     empty type; types that are seldom asked are `other`."""
@@ -91,14 +94,18 @@ class DnsWorker:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._zone = Zone(
-            config.cluster_domain,
+            Schema(
+                pods=config.pods,
+                endpoint_pod_names=config.endpoint_pod_names,
+                ignore_empty_service=config.ignore_empty_service,
+                namespaces=frozenset(config.namespaces),
+            ),
             ttl=config.ttl,
             rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
-            endpoint_pod_names=config.endpoint_pod_names,
             server_addresses=_reachable(config.listen),
         )
         self._rendered = Rendered()
-        self.answers = Answers(self._zone, self._rendered, int(clock()))
+        self.answers = Answers(self._zone, Domains(config.zones), self._rendered, int(clock()))
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
@@ -140,6 +147,7 @@ class DnsWorker:
             namespaces=self._zone.count(NamespaceRecord),
             services=self._zone.count(ServiceRecord),
             endpoints=self._zone.count(EndpointRecord),
+            pods=self._zone.count(PodRecord),
             responses={key: list(tally) for key, tally in self.answers.tallies.items()},
             rendered=self.answers.rendered,
             dropped=self.answers.dropped,

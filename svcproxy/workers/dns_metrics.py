@@ -37,7 +37,7 @@ class _Collector(Collector):
     def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
         self._statistics = statistics
         self._server = f"dns://{config.listen[0]}" if config.listen else ""
-        self._zone = f"{config.cluster_domain.rstrip('.')}."
+        self._zone = f"{config.cluster_domain}."
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
@@ -52,6 +52,7 @@ class _Collector(Collector):
             ("namespaces", "Namespaces known.", now.namespaces),
             ("services", "Services known.", now.services),
             ("endpoints", "Endpoint addresses known.", now.endpoints),
+            ("pods", "Addresses of Pods known; none unless dns.pods is verified.", now.pods),
             ("answers_kept", "Rendered answers kept.", now.kept),
             ("answers_kept_octets", "Estimate of the memory that they take.", now.kept_octets),
             ("tcp_connections", "TCP connections open.", now.connections),

@@ -17,11 +17,17 @@ from svcproxy.model.meta import Protocol
 from svcproxy.names.builder import NameBuilder
 from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
 from svcproxy_dns.answers import Answers
+from svcproxy_dns.contents import Schema
+from svcproxy_dns.domains import Domains
 from svcproxy_dns.rendered import Rendered
-from svcproxy_dns.zone import PodNames, Zone
+from svcproxy_dns.zone import Zone
 from tests.names.world import endpoint, endpoint_slice, external, namespace, port, service
 
 UDP = 0
+ZONES = ("cluster.local", "in-addr.arpa", "ip6.arpa")
+DEFAULT = Schema()
+SERVER = "10.244.0.20"
+"""The address that the server is reached at."""
 SERIAL = 1_800_000_000
 SHOP = ".shop.svc.cluster.local."
 SOA = f"cluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. {SERIAL} 7200 1800 86400 30"
@@ -29,7 +35,10 @@ SOA = f"cluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local.
 _DB = [("db", 5432)]
 OBJECTS: tuple[Object, ...] = (
     *map(namespace, ("default", "shop", "kube-system", "empty")),
-    service("kube-dns", "10.96.0.10", ports=[port(53, "dns", Protocol.UDP)], namespace="kube-system"),
+    service(
+        "kube-dns", "10.96.0.10", ports=[port(53, "dns", Protocol.UDP), port(53, "dns-tcp")], namespace="kube-system"
+    ),
+    endpoint_slice("kube-dns-1", "kube-dns", endpoint("10.244.0.20"), ports=[("dns-tcp", 53)], namespace="kube-system"),
     service("web", "10.96.10.1", ports=[port(80, "http"), port(443, "https"), port(9000)]),
     endpoint_slice(
         "web-1",
@@ -98,19 +107,12 @@ def records() -> list[Record]:
     return list(NameBuilder(store).records())
 
 
-def empty_zone(*, pods: PodNames = PodNames.INSECURE, endpoint_pod_names: bool = False) -> Zone:
-    return Zone(
-        "cluster.local",
-        ttl=30,
-        rng=random.Random(7),
-        pods=pods,
-        endpoint_pod_names=endpoint_pod_names,
-        server_addresses=["10.96.0.10"],
-    )
+def empty_zone(schema: Schema = DEFAULT, server_addresses: Sequence[str] = (SERVER,)) -> Zone:
+    return Zone(schema, ttl=30, rng=random.Random(7), server_addresses=server_addresses)
 
 
-def synced_zone(held: Iterable[Record], *, endpoint_pod_names: bool = False) -> Zone:
-    zone = empty_zone(endpoint_pod_names=endpoint_pod_names)
+def synced_zone(held: Iterable[Record], schema: Schema = DEFAULT) -> Zone:
+    zone = empty_zone(schema)
     take(zone, held)
     return zone
 
@@ -130,10 +132,20 @@ class Answer:
     records: frozenset[str] = frozenset()
     """OWNER TYPE RDATA"""
     authority: tuple[str, ...] = ()
+    additional: frozenset[str] = frozenset()
+    """OWNER TYPE RDATA, without OPT"""
 
 
-def noerror(*found: str) -> Answer:
-    return Answer("NOERROR", frozenset(found))
+def noerror(*found: str, add: Iterable[str] = ()) -> Answer:
+    return Answer("NOERROR", frozenset(found), additional=frozenset(add))
+
+
+def expand(answer: Answer) -> Answer:
+    """`~` in records stands for the namespace that most of the objects are in."""
+    records, additional = (
+        frozenset(each.replace("~", SHOP) for each in section) for section in (answer.records, answer.additional)
+    )
+    return Answer(answer.rcode, records, answer.authority, additional)
 
 
 NODATA = Answer("NOERROR", authority=(SOA,))
@@ -145,10 +157,10 @@ REFUSED = Answer("REFUSED")
 class Client:
     """Asks a core, and reads its answers with dnspython."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Zone, zones: Sequence[str] = ZONES) -> None:
         self.zone = zone
         self.rendered = Rendered()
-        self.core = Answers(zone, self.rendered, SERIAL)
+        self.core = Answers(zone, Domains(zones), self.rendered, SERIAL)
 
     def exchange(self, query: dns.message.Message | bytes, transport: int = UDP) -> dns.message.Message:
         wire = query if isinstance(query, bytes) else query.to_wire()
@@ -157,11 +169,14 @@ class Client:
         return dns.message.from_wire(response)
 
     def ask(self, qname: str, qtype: str, transport: int = UDP) -> Answer:
-        """The answer, the same three times: rendered, kept, and with EDNS."""
+        """The answer, the same four times: rendered and kept, without and with EDNS."""
         query = dns.message.make_query(qname, qtype)
         first, again = self.exchange(query, transport), self.exchange(query, transport)
-        edns = self.exchange(dns.message.make_query(qname, qtype, use_edns=0, payload=4096), transport)
+        with_opt = dns.message.make_query(qname, qtype, use_edns=0, payload=4096)
+        edns, edns_again = self.exchange(with_opt, transport), self.exchange(with_opt, transport)
+        assert (first.edns, edns.edns, edns_again.edns) == (-1, 0, 0)
         assert read(first) == read(again)
+        assert read(edns) == read(edns_again)
         if not first.flags & dns.flags.TC:
             assert read(edns) == read(first)
         return read(first)
@@ -172,6 +187,7 @@ def read(message: dns.message.Message) -> Answer:
         dns.rcode.to_text(message.rcode()),
         frozenset(line for rrset in message.answer for line in lines(rrset)),
         tuple(line for rrset in message.authority for line in rrset.to_text().splitlines()),
+        frozenset(line for rrset in message.additional for line in lines(rrset)),
     )
 
 
