@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster that the acceptance cases ask about, from API objects to a worker's core, and dnspython as the client."""
 
+import ipaddress
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from svcproxy.model import AddressType, Changes, Object, Store
 from svcproxy.model.meta import Protocol
 from svcproxy.names.builder import NameBuilder
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
 from svcproxy_dns.answers import Answers
 from svcproxy_dns.contents import Schema
 from svcproxy_dns.domains import Domains
@@ -203,6 +204,8 @@ def addresses(message: dns.message.Message) -> list[str]:
 
 _NAMESPACES = st.sampled_from(["shop", "yard"])
 _NAMES = st.sampled_from(["web", "db"])
+_CLUSTER_IPS = ("10.96.0.1", "10.96.0.2", "fd00::2")
+_ENDPOINT_IPS = ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00:1::")
 _PORTS = st.sampled_from([(), (NamedPort("http", Protocol.TCP, 80),), (NamedPort("dns", Protocol.UDP, 53),)])
 record = st.one_of(
     st.builds(NamespaceRecord, _NAMESPACES),
@@ -210,7 +213,7 @@ record = st.one_of(
         ServiceRecord,
         _NAMESPACES,
         _NAMES,
-        st.sampled_from([(), ("10.96.0.1",), ("10.96.0.2", "fd00::2")]),
+        st.sampled_from([(), ("10.96.0.1",), _CLUSTER_IPS[1:]]),
         _PORTS,
     ),
     st.builds(ServiceRecord, _NAMESPACES, _NAMES, external_name=st.sampled_from(["a.example", "db.shop.svc.zone"])),
@@ -218,14 +221,16 @@ record = st.one_of(
         EndpointRecord,
         _NAMESPACES,
         _NAMES,
-        st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "fd00:1::"]),
+        st.sampled_from(_ENDPOINT_IPS),
         st.sampled_from(["", "a", "b"]),
         st.sampled_from(["", "pod-1"]),
         _PORTS,
     ),
+    st.builds(PodRecord, _NAMESPACES, st.sampled_from(_ENDPOINT_IPS)),
 )
-PROBES: Sequence[str] = [
-    f"{left}{name}.{space}.svc"
+DOMAIN = "cluster.local"
+PROBES: list[str] = [
+    f"{left}{name}.{space}.svc.{DOMAIN}"
     for space in ("shop", "yard")
     for name in ("web", "db")
     for left in (
@@ -242,5 +247,23 @@ PROBES: Sequence[str] = [
         "fd00--1.",
         "fd00-1--0.",
     )
-] + ["shop.svc", "yard.svc", "shop.pod", "1-2-3-4.yard.pod", "svc", "pod", ""]
-"""Every name, left of the zone, that these records can make, and some that always are."""
+]
+PROBES += [
+    f"{left}.{DOMAIN}"
+    for left in (
+        "shop.svc",
+        "yard.svc",
+        "shop.pod",
+        "1-2-3-4.yard.pod",
+        "10-0-0-1.shop.pod",
+        "fd00--1.yard.pod",
+        "svc",
+        "pod",
+        "ns.dns",
+    )
+]
+PROBES += [
+    DOMAIN,
+    *(ipaddress.ip_address(ip).reverse_pointer for ip in (*_CLUSTER_IPS, *_ENDPOINT_IPS)),
+]
+"""Every name that these records can make, and some that always are."""
