@@ -5,6 +5,7 @@ Texts are canonical (RFC 5952) as `svcproxy.names.labels.canonical_ip` makes the
 """
 
 import re
+import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -16,7 +17,10 @@ IPV6_ZONE = ("ip6", "arpa")
 _IPV4_LABELS = 4 + len(IPV4_ZONE)
 _IPV6_LABELS = 32 + len(IPV6_ZONE)
 _NIBBLES = re.compile(r"[0-9a-f]{32}")
-_ZEROS = re.compile(r"(?<![0-9a-f])0(?::0)+(?![0-9a-f])")
+_GROUPS = struct.Struct(">8H")
+_GROUPS_TEXT = ":".join(["%x"] * 8)
+_ZEROS = re.compile(r"(?:^|:)0(?::0)+(?::|$)")
+"""A run of groups with the colons around it."""
 
 
 def pack_ip(ip: str) -> bytes:
@@ -46,14 +50,16 @@ def reverse_address(labels: Sequence[str]) -> str | None:
 
 def _ipv6_text(nibbles: str) -> str:
     """The canonical address of 32 hexadecimal digits."""
-    text = ":".join([nibbles[start : start + 4].lstrip("0") or "0" for start in range(0, 32, 4)])
-    if "0:0" not in text:
+    text = _GROUPS_TEXT % _GROUPS.unpack(bytes.fromhex(nibbles))
+    runs = [run.span() for run in _ZEROS.finditer(text)]
+    if not runs:
         return text
-    longest = max(_ZEROS.finditer(text), key=lambda run: run.end() - run.start(), default=None)
-    if longest is None:
-        return text
-    left, right = text[: longest.start()].removesuffix(":"), text[longest.end() :].removeprefix(":")
-    return f"{left}::{right}"
+    start, end = runs[0] if len(runs) == 1 else max(runs, key=_length)
+    return f"{text[:start]}::{text[end:]}"
+
+
+def _length(span: tuple[int, int]) -> int:
+    return span[1] - span[0]
 
 
 def reverse_zones(cidr: str) -> list[str]:

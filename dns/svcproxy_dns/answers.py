@@ -35,10 +35,12 @@ CHAIN_MAX = 10
 OPTS_MAX = 1024
 """Spellings of OPT remembered; clients use a handful. One more and all are read anew."""
 TRANSPORTS = 4
-_OTHER = "other"
 _COUNTED = {int(rrtype): rrtype.name for rrtype in RRType if rrtype not in {RRType.OPT, RRType.AXFR, RRType.IXFR}}
+_UNREAD, _OTHERS = -1, -2
+"""Stand for a type where messages are counted."""
 """Types with a counter of their own; the rest share one, for queries can ask any of 65,536."""
-_TRANSFERS = {RRType.AXFR, RRType.IXFR}
+_TRANSFERS = frozenset(map(int, (RRType.AXFR, RRType.IXFR)))
+_SRV, _CNAME = int(RRType.SRV), int(RRType.CNAME)
 _NO_RECORD, _ONE_RECORD = b"\0\0", b"\0\1"
 """ARCOUNT of a query without and with an OPT."""
 
@@ -55,7 +57,7 @@ class Answers:
         self._responses = Responses(zone, self.soa, domains.primary)
         self._opts: dict[bytes, tuple[int, bytes]] = {}
         """OPT of a query to the limit over UDP and the OPT of the response."""
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._tallies: dict[tuple[int, int], Tally] = {}
         self.dropped = 0
         """Messages that deserved no reply."""
         self.rendered = 0
@@ -64,7 +66,8 @@ class Answers:
     @property
     def tallies(self) -> Mapping[tuple[str, str], Tally]:
         """Responses by transport, by (type, rcode) of at most a few dozen; unread queries have an empty type."""
-        return self._tallies
+        names = {**_COUNTED, _UNREAD: "", _OTHERS: "other"}
+        return {(names[qtype], Rcode(rcode).name): tally for (qtype, rcode), tally in self._tallies.items()}
 
     def respond(self, message: bytes, transport: int) -> bytes | None:
         """The response to a message; None if it gets none. `transport`: see `svcproxy_dns.rendered.TCP`."""
@@ -91,14 +94,14 @@ class Answers:
             return None
         self.rendered += 1
         if isinstance(query, Rcode):
-            self._tally("", query)[transport] += 1
+            self._tally(_UNREAD, query)[transport] += 1
             return header_only(message, query)
         return message[:2] + self._answer(query, message, transport)
 
-    def _tally(self, rrtype: str, rcode: Rcode) -> Tally:
-        tally = self._tallies.get((rrtype, rcode.name))
+    def _tally(self, qtype: int, rcode: int) -> Tally:
+        tally = self._tallies.get((qtype, rcode))
         if tally is None:
-            tally = self._tallies[rrtype, rcode.name] = [0] * TRANSPORTS
+            tally = self._tallies[qtype, rcode] = [0] * TRANSPORTS
         return tally
 
     def _answer(self, query: Query, message: bytes, transport: int) -> bytes:
@@ -117,7 +120,7 @@ class Answers:
             rcode = Rcode.NXDOMAIN if name is None else Rcode.SERVFAIL
             self._count(query, rcode, transport)
             answer = self._responses.negative(query, domain, rcode)
-        elif name.alias is not None and query.qtype != RRType.SRV:
+        elif name.alias is not None and query.qtype != _SRV:
             answer, rcode = self._follow(query, domain, name.alias)
             self._count(query, rcode, transport)
         else:
@@ -131,7 +134,7 @@ class Answers:
         return answer.render(TCP_MAX_OCTETS if transport & TCP else query.udp_limit, opt)
 
     def _count(self, query: Query, rcode: Rcode, transport: int) -> Tally:
-        tally = self._tally(_COUNTED.get(query.qtype, _OTHER), rcode)
+        tally = self._tally(query.qtype if query.qtype in _COUNTED else _OTHERS, rcode)
         tally[transport] += 1
         return tally
 
@@ -172,7 +175,7 @@ class Answers:
 
     def _chain(self, query: Query, alias: str) -> tuple[list[str], Name | Unready | None]:
         """The targets of the aliases, in order, and what the last of them is."""
-        if query.qtype == RRType.CNAME:
+        if query.qtype == _CNAME:
             return [alias], _ELSEWHERE
         asked = ".".join(query.labels)
         targets = [alias]

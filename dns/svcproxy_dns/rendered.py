@@ -12,10 +12,8 @@ from typing import Protocol
 from svcproxy_dns.rrset import AddressSet
 from svcproxy_dns.service import Source
 from svcproxy_dns.wire import (
-    AA,
     HEADER_OCTETS,
     TC,
-    TCP_MAX_OCTETS,
     RRType,
     encode_labels,
     encode_pointer,
@@ -97,7 +95,7 @@ class WithSoa:
         self, flags: int, question: bytes, soa: StartOfAuthority, place: tuple[int, bool], answer: int
     ) -> None:
         """`place`: see `StartOfAuthority.record`. `answer`: 1 if the SOA is the answer, 0 if it says there is none."""
-        self._flags = flags | AA
+        self._flags = flags
         self._question = question
         self._soa = soa
         self._place = place
@@ -116,13 +114,9 @@ class Rotating:
     __slots__ = ("_addresses", "_flags", "_question")
 
     def __init__(self, flags: int, question: bytes, addresses: AddressSet) -> None:
-        self._flags = flags | AA
+        self._flags = flags
         self._question = question
         self._addresses = addresses
-
-    def whole(self) -> bytes:
-        """All addresses, whatever the transport carries."""
-        return self.render(TCP_MAX_OCTETS, b"")
 
     def render(self, limit: int, opt: bytes) -> bytes:
         """The response after the ID. TC says that there are more (RFC 2181 §9)."""

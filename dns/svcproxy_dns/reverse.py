@@ -54,8 +54,7 @@ class ReverseIndex:
         """The names that the address points to, as labels left of the zone."""
         if services := self.services(ip):
             return [service.labels for service in services]
-        return list(
-            dict.fromkeys(
-                (service.endpoints.label(endpoint), *service.labels) for service, endpoint in self.endpoints(ip)
-            )
-        )
+        names: list[tuple[str, ...]] = [
+            (service.endpoints.label(endpoint), *service.labels) for service, endpoint in self.endpoints(ip)
+        ]
+        return names if len(names) < 2 else list(dict.fromkeys(names))

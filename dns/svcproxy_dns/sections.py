@@ -10,7 +10,6 @@ from svcproxy_dns.wire import (
     OPT_OCTETS,
     QUESTION_POINTER,
     TC,
-    TCP_MAX_OCTETS,
     UDP_DEFAULT_OCTETS,
     RRType,
     encode_name,
@@ -19,6 +18,7 @@ from svcproxy_dns.wire import (
     front,
 )
 
+AFTER_ID_OCTETS = HEADER_OCTETS - 2
 FITS_OCTETS = UDP_DEFAULT_OCTETS - 2 - OPT_OCTETS
 """Octets after the ID of a response without OPT that every transport carries, with one too."""
 _ONE_MORE = tuple((count + 1).to_bytes(2, "big") for count in range(255))
@@ -58,17 +58,22 @@ class Records:
         body = self._body[: self._ends[fit - 1]] if fit else b""
         return front(self._flags | TC, self._question, answers, authorities, left + bool(opt)) + body + opt
 
-    def settled(self) -> "bytes | Records":
-        """The octets after the ID, without OPT, if every transport carries them."""
-        whole = self.render(TCP_MAX_OCTETS, b"")
-        return whole if len(whole) <= FITS_OCTETS else self
+
+def settled(
+    flags: int, question: bytes, answers: Sequence[bytes], additionals: Sequence[bytes] = ()
+) -> bytes | Records:
+    """A response with these records; its octets after the ID, without OPT, if every transport carries them."""
+    body = b"".join((*answers, *additionals))
+    if AFTER_ID_OCTETS + len(question) + len(body) > FITS_OCTETS:
+        return Records(flags, question, answers, (), additionals)
+    return front(flags, question, len(answers), 0, len(additionals)) + body
 
 
 def with_opt(response: bytes, opt: bytes) -> bytes:
     """A response after the ID, of at most `FITS_OCTETS`, with an OPT record added unless that is empty."""
     if not opt:
         return response
-    return response[:8] + _ONE_MORE[response[9]] + response[10:] + opt
+    return b"".join((response[:8], _ONE_MORE[response[9]], response[10:], opt))
 
 
 def alias_records(question: bytes, targets: Sequence[str], ttl: int) -> tuple[list[bytes], bytes]:

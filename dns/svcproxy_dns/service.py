@@ -78,7 +78,7 @@ class EndpointIndex:
 
 
 class Targets(NamedTuple):
-    """What SRV tells of a name: ports of names, which are the Service's own (the empty label) or an endpoint's."""
+    """What SRV tells of endpoints."""
 
     weight: int
     """Of each record: 100 shared by the addresses and ports, at least 1."""
@@ -103,7 +103,18 @@ def port_key(port_label: str, protocol_label: str) -> PortKey | None:
 class ServiceNames(Source):
     """The names of one Service: its own, its ports' and its endpoints'."""
 
-    __slots__ = ("_addresses", "_hidden_empty", "_port_lists", "_records", "endpoints", "name", "namespace")
+    __slots__ = (
+        "_addresses",
+        "_hidden_empty",
+        "_port_lists",
+        "_records",
+        "endpoints",
+        "follows_endpoints",
+        "name",
+        "namespace",
+        "needs_endpoints",
+        "record",
+    )
 
     def __init__(self, namespace: str, name: str, *, pod_names: bool = False, hidden_empty: bool = False) -> None:
         """`pod_names`: endpoints without a hostname are called after their Pod. `hidden_empty`: a Service with cluster
@@ -112,6 +123,12 @@ class ServiceNames(Source):
         self.namespace = namespace
         self.name = name
         self.endpoints = EndpointIndex(pod_names=pod_names)
+        self.record: ServiceRecord | None = None
+        """The Service, None while only endpoints of it are known."""
+        self.follows_endpoints = False
+        """Whether the Service's name stands for its endpoints."""
+        self.needs_endpoints = False
+        """Whether the Service's name exists only while there are endpoints."""
         self._hidden_empty = hidden_empty
         self._records: tuple[ServiceRecord, ...] = ()
         """The one in force is the last."""
@@ -119,11 +136,6 @@ class ServiceNames(Source):
         """How many endpoints have this list of ports; Services have a handful of lists however many endpoints."""
         self._addresses: tuple[AddressSet, AddressSet] | None = None
         """A and AAAA of the Service's own name, made when it is first asked for and kept current from then on."""
-
-    @property
-    def record(self) -> ServiceRecord | None:
-        """The Service, None while only endpoints of it are known."""
-        return self._records[-1] if self._records else None
 
     @property
     def records(self) -> Sequence[ServiceRecord]:
@@ -138,14 +150,7 @@ class ServiceNames(Source):
     @property
     def exists(self) -> bool:
         """Whether the Service's name exists: a headless Service without a ready endpoint does not (DNS spec §2.4.1)."""
-        record = self.record
-        return record is not None and (bool(self.endpoints) or not self.needs_endpoints)
-
-    @property
-    def needs_endpoints(self) -> bool:
-        """Whether the Service's name exists only while there are endpoints."""
-        record = self.record
-        return record is not None and record.external_name is None and (record.headless or self._hidden_empty)
+        return self.record is not None and (not self.needs_endpoints or bool(self.endpoints))
 
     @property
     def is_alias(self) -> bool:
@@ -162,16 +167,20 @@ class ServiceNames(Source):
         """Put a record in force."""
         if self.record != record:
             self._records = (*(other for other in self._records if other != record), record)
-            self._forget()
+            self._change_record()
 
     def drop(self, record: ServiceRecord) -> None:
         """Take out a record that is held."""
         in_force = self.record == record
         self._records = tuple(other for other in self._records if other != record)
         if in_force:
-            self._forget()
+            self._change_record()
 
-    def _forget(self) -> None:
+    def _change_record(self) -> None:
+        record = self.record = self._records[-1] if self._records else None
+        self.follows_endpoints = record is not None and record.headless
+        alias = record is not None and record.external_name is not None
+        self.needs_endpoints = self.follows_endpoints or (self._hidden_empty and not alias)
         self.revision += 1
         self._addresses = None
 
@@ -184,7 +193,7 @@ class ServiceNames(Source):
         self.endpoints.add(held)
         self._port_lists[ports] = self._port_lists.get(ports, 0) + 1
         self.revision += 1
-        if self._addresses is not None and self._follows_endpoints:
+        if self._addresses is not None and self.follows_endpoints:
             self._addresses[":" in held.ip].add(held.ip)
         return held
 
@@ -199,14 +208,9 @@ class ServiceNames(Source):
         else:
             del self._port_lists[record.ports]
         self.revision += 1
-        if self._addresses is not None and self._follows_endpoints:
+        if self._addresses is not None and self.follows_endpoints:
             self._addresses[":" in record.ip].discard(record.ip)
         return True
-
-    @property
-    def _follows_endpoints(self) -> bool:
-        record = self.record
-        return record is not None and record.headless
 
     def addresses(self, ttl: int, rng: random.Random) -> tuple[AddressSet, AddressSet]:
         """A and AAAA of the Service's own name."""
@@ -221,7 +225,7 @@ class ServiceNames(Source):
 
     def has_port(self, key: PortKey) -> bool:
         """Whether a port has this name and protocol: the Service's, or with headless ones an endpoint's."""
-        return any((port.name, port.protocol) == key for ports in self._ports_in_force() for port in ports)
+        return any(_numbers(ports, key) for ports in self._ports_in_force())
 
     def has_protocol(self, protocol_label: str) -> bool:
         """Whether a named port has the protocol, so that `_proto` has a name below it."""
@@ -234,17 +238,18 @@ class ServiceNames(Source):
             return ()
         return self._port_lists if record.headless else (record.ports,)
 
-    def targets(self, key: PortKey | None, among: Iterable[EndpointRecord] | None) -> Targets:
-        """What SRV tells of the Service or, with `among`, of these endpoints; of one port alone with `key`.
-
-        Endpoints have the ports of their slices, a Service with cluster IPs its own (DNS spec §2.3.2, §2.4.2).
-        """
+    def own_ports(self, key: PortKey | None) -> tuple[int, Iterable[int]]:
+        """Weight and numbers that SRV tells of a Service with cluster IPs (DNS spec §2.3.2), of one port alone with
+        `key`; of a Service without, nothing."""
         record = self.record
-        if among is None and (record is None or not record.headless):
-            ips = record.cluster_ips if record is not None else ()
-            numbers = _numbers(record.ports, key) if record is not None and ips else []
-            count = len(ips) * len(numbers)
-            return Targets(_weight(count), dict.fromkeys((number, "") for number in numbers), [("", ip) for ip in ips])
+        if record is None or not record.cluster_ips:
+            return 1, ()
+        numbers = _numbers(record.ports, key)
+        return _weight(len(numbers) * len(record.cluster_ips)), dict.fromkeys(numbers)
+
+    def targets(self, key: PortKey | None, among: Iterable[EndpointRecord] | None) -> Targets:
+        """What SRV tells of the Service's endpoints, or of `among`: their slices' ports (DNS spec §2.4.2), of one port
+        alone with `key`."""
         count, ports, addresses = 0, dict[tuple[int, str], None](), dict[tuple[str, str], None]()
         for endpoint in self.endpoints if among is None else among:
             if numbers := _numbers(endpoint.ports, key):
@@ -256,7 +261,10 @@ class ServiceNames(Source):
 
 
 def _numbers(ports: Iterable[NamedPort], key: PortKey | None) -> list[int]:
-    return [port.port for port in ports if key is None or (port.name, port.protocol) == key]
+    if key is None:
+        return [port.port for port in ports]
+    name, protocol = key
+    return [port.port for port in ports if port.name == name and port.protocol is protocol]
 
 
 def _weight(entries: int) -> int:

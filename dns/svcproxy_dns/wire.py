@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DNS messages on the wire: queries in, and the parts of which responses are made. Pure.
 
-All integers are big-endian (RFC 1035 §2.3.2). A name on the wire is lower-cased whole: length octets are at most 63 and
-so never letters.
+All integers are big-endian (RFC 1035 §2.3.2).
 """
 
 import struct
@@ -16,6 +15,8 @@ UDP_MAX_OCTETS = 4096
 """The largest response over UDP, whatever the client allows."""
 TCP_MAX_OCTETS = 65535
 NAME_MAX_OCTETS = 255
+TYPE_CLASS_OCTETS = 4
+"""What follows the name in a question."""
 LABEL_MAX_OCTETS = 63
 
 QR, AA, TC, RD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0010
@@ -30,8 +31,8 @@ _HEADER = struct.Struct(">6H")
 _AFTER_ID = struct.Struct(">5H")
 _TYPE_CLASS = struct.Struct(">2H")
 _FIXED = struct.Struct(">2HIH")
-_RECORD_COUNT_MAX = (1, 1, 2)
-"""Answer, authority and additional records that a query may bring: what a transfer, an OPT and a TSIG need."""
+_ADDITIONAL_MAX = 2
+"""Additional records that a query may bring, an OPT and a TSIG; of the other sections one each, for transfers."""
 
 
 class RRType(IntEnum):
@@ -106,7 +107,7 @@ class Query:
             return UDP_DEFAULT_OCTETS
         return min(max(self.opt_payload, UDP_DEFAULT_OCTETS), UDP_MAX_OCTETS)
 
-    def response_flags(self, rcode: Rcode, extra: int = 0) -> int:
+    def response_flags(self, rcode: int, extra: int = 0) -> int:
         """Header flags of a response: RD and CD as asked (RFC 1035 §4.1.1, RFC 4035 §3.1.6), the rest ours."""
         return QR | extra | (self.flags & (RD | CD)) | (rcode & 0xF)
 
@@ -130,20 +131,20 @@ def parse_query(message: bytes) -> Query | Rcode | None:
         return None
     if flags & OPCODE_MASK:
         return Rcode.NOTIMP
-    counts = (answers, authorities, additional)
-    if questions != 1 or any(map(int.__gt__, counts, _RECORD_COUNT_MAX)):
+    if questions != 1 or answers > 1 or authorities > 1 or additional > _ADDITIONAL_MAX:
         return Rcode.FORMERR
-    name_end = _question_name_end(message)
-    end = name_end + 4
-    if not name_end or end > len(message):
+    # Length octets are at most 63 and so never letters: a name can be lowered as it is.
+    lowered = message[HEADER_OCTETS : HEADER_OCTETS + NAME_MAX_OCTETS].lower()
+    labels, end = _read_labels(lowered)
+    name_end = HEADER_OCTETS + end
+    end = name_end + TYPE_CLASS_OCTETS
+    if labels is None or end > len(message):
         return Rcode.FORMERR
-    question = message[HEADER_OCTETS:end]
-    lowered = question.lower()
     qtype, qclass = _TYPE_CLASS.unpack_from(message, name_end)
-    query = Query(flags, question, _labels(lowered), qtype, qclass)
-    plain = query.lower = lowered[:-4] == question[:-4]
+    query = Query(flags, message[HEADER_OCTETS:end], labels, qtype, qclass)
+    plain = query.lower = lowered[: name_end - HEADER_OCTETS] == message[HEADER_OCTETS:name_end]
     if answers or authorities or additional:
-        read = _read_records(query, message, end, counts)
+        read = _read_records(query, message, end, (answers, authorities, additional))
         if not read:
             return Rcode.FORMERR
         plain = plain and read == end + OPT_OCTETS and query.opt_payload is not None
@@ -156,29 +157,21 @@ OPT_OCTETS = 11
 """An OPT record without options."""
 
 
-def _question_name_end(message: bytes) -> int:
-    """The offset after the question's name, 0 if there is no valid name: bounds kept, no compression."""
-    position, last = HEADER_OCTETS, min(len(message), HEADER_OCTETS + NAME_MAX_OCTETS)
-    while position < last:
-        length = message[position]
-        if not length:
-            return position + 1
-        if length > LABEL_MAX_OCTETS:
-            return 0
-        position += length + 1
-    return 0
-
-
-def _labels(lowered: bytes) -> list[str]:
-    """The labels of a valid name at the beginning of `lowered`."""
-    text = lowered.decode("latin-1")
+def _read_labels(octets: bytes) -> tuple[list[str] | None, int]:
+    """The labels of the name that begins `octets`, and its length; None if it is too long, cut, or compressed."""
+    text = octets.decode("latin-1")
     labels: list[str] = []
-    position = 0
-    while length := lowered[position]:
+    position, last = 0, len(octets)
+    while position < last:
+        length = octets[position]
         position += 1
+        if not length:
+            return labels, position
+        if length > LABEL_MAX_OCTETS:
+            break
         labels.append(text[position : position + length])
         position += length
-    return labels
+    return None, 0
 
 
 def _read_records(query: Query, message: bytes, position: int, counts: tuple[int, int, int]) -> int:
@@ -229,8 +222,7 @@ def front(flags: int, question: bytes, answers: int, authorities: int, additiona
 
 def encode_labels(labels: Iterable[str]) -> bytes:
     """The labels of a name on the wire, without its end. They are of 1 to 63 octets; a character is an octet."""
-    text = "".join([chr(len(label)) + label for label in labels])
-    return text.encode("latin-1")
+    return "".join([f"{len(label):c}{label}" for label in labels]).encode("latin-1")
 
 
 def encode_name(name: str) -> bytes:

@@ -20,7 +20,8 @@ from svcproxy.names.records import EndpointRecord
 from svcproxy_dns.addresses import reverse_address
 from svcproxy_dns.contents import Contents, Schema
 from svcproxy_dns.rrset import AddressSet
-from svcproxy_dns.service import PortKey, ServiceNames, Source, address_sets, port_key
+from svcproxy_dns.service import PortKey, ServiceNames, Source, port_key
+from svcproxy_dns.wire import RRType
 
 DNS_VERSION_LABEL = "dns-version"
 """The name that tells the version of the schema."""
@@ -118,8 +119,19 @@ class Zone(Contents):
     def _absent(self) -> Unready | None:
         return None if self.synced else UNREADY
 
-    def _address_sets(self, ips: Iterable[str]) -> tuple[AddressSet, AddressSet]:
-        return address_sets(ips, self.ttl, self._rng)
+    def service_addresses(self, service: ServiceNames) -> tuple[AddressSet, AddressSet]:
+        """A and AAAA of a Service's own name."""
+        return service.addresses(self.ttl, self._rng)
+
+    def _address_sets(self, ips: Iterable[str]) -> tuple[AddressSet | None, AddressSet | None]:
+        """A and AAAA of these addresses; those of a family that is not among them are not made."""
+        sets: list[AddressSet | None] = [None, None]
+        for ip in ips:
+            found = sets[is_ipv6 := ":" in ip]
+            if found is None:
+                found = sets[is_ipv6] = AddressSet(RRType.AAAA if is_ipv6 else RRType.A, self.ttl, self._rng)
+            found.add(ip)
+        return sets[0], sets[1]
 
     def _lookup_server(self) -> Name:
         return Name(None, *self._address_sets(dict.fromkeys(ip for _, ips in self.name_servers() for ip in ips)))
@@ -136,10 +148,11 @@ class Zone(Contents):
         record = service.record if service is not None else None
         if service is None or record is None or not service.exists:
             return self._absent()
-        if record.headless and not self.synced:
+        if service.follows_endpoints and not self.synced:
             return UNREADY  # a part of the addresses is not an answer
         if len(labels) == 2:
-            return Name(service, *service.addresses(self.ttl, self._rng), record.external_name, service)
+            ipv4, ipv6 = service.addresses(self.ttl, self._rng)
+            return Name(service, ipv4, ipv6, record.external_name, service)
         if record.external_name is not None:
             return None
         return self._lookup_below(service, labels[:-2])
