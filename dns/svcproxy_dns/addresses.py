@@ -51,15 +51,15 @@ def reverse_address(labels: Sequence[str]) -> str | None:
 def _ipv6_text(nibbles: str) -> str:
     """The canonical address of 32 hexadecimal digits."""
     text = _GROUPS_TEXT % _GROUPS.unpack(bytes.fromhex(nibbles))
-    runs = [run.span() for run in _ZEROS.finditer(text)]
+    runs = list(_ZEROS.finditer(text))
     if not runs:
         return text
-    start, end = runs[0] if len(runs) == 1 else max(runs, key=_length)
+    start, end = max(runs, key=_groups).span()
     return f"{text[:start]}::{text[end:]}"
 
 
-def _length(span: tuple[int, int]) -> int:
-    return span[1] - span[0]
+def _groups(run: re.Match[str]) -> int:
+    return run[0].count("0")
 
 
 def reverse_zones(cidr: str) -> list[str]:

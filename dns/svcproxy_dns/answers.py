@@ -134,7 +134,9 @@ class Answers:
         return answer.render(TCP_MAX_OCTETS if transport & TCP else query.udp_limit, opt)
 
     def _count(self, query: Query, rcode: Rcode, transport: int) -> Tally:
-        tally = self._tally(query.qtype if query.qtype in _COUNTED else _OTHERS, rcode)
+        tally = self._tallies.get((query.qtype, rcode))
+        if tally is None:
+            tally = self._tally(query.qtype if query.qtype in _COUNTED else _OTHERS, rcode)
         tally[transport] += 1
         return tally
 

@@ -52,10 +52,10 @@ class Responses:
     def about(self, query: Query, domain: Domain, name: Name) -> bytes | Answer:
         """What the name holds of the type asked; octets after the ID, without OPT, if every transport carries them."""
         qtype = query.qtype
-        if addresses := addresses_of(name, qtype):
-            return _addresses(query, addresses)
         if qtype == _SRV and name.service is not None:
             return self._services(query, domain, name, name.service) or self.negative(query, domain)
+        if addresses := addresses_of(name, qtype):
+            return _addresses(query, addresses)
         if qtype == _PTR and name.pointers:
             return self._pointers(query, name.pointers)
         if name.apex and qtype == _SOA:
@@ -78,15 +78,17 @@ class Responses:
     def _services(self, query: Query, domain: Domain, name: Name, service: ServiceNames) -> bytes | Answer | None:
         """SRV of a Service, a port or an endpoint; None if it has no ports."""
         ttl = self._zone.ttl
-        offset = _place(query, domain)[0]
         own = encode_labels(service.labels)
-        spelled = own + query.question[offset - HEADER_OCTETS : -TYPE_CLASS_OCTETS]
-        owner = encode_pointer(offset - len(own)) if query.lower else own + encode_pointer(offset)
+        spelled = own + query.question[-TYPE_CLASS_OCTETS - len(domain.wire) : -TYPE_CLASS_OCTETS]
+        end = HEADER_OCTETS + len(query.question) - TYPE_CLASS_OCTETS
+        owner = encode_pointer(end - len(spelled)) if query.lower else own + encode_pointer(end - len(domain.wire))
         if name.endpoints is None and not service.follows_endpoints:
             weight, ports = service.own_ports(name.port)
             answers = [_srv(ttl, weight, port, spelled) for port in ports]
             ipv4, ipv6 = self._zone.service_addresses(service)
-            additionals = [*ipv4.owned_by(owner), *ipv6.owned_by(owner)]
+            additionals = ipv4.owned_by(owner)
+            if ipv6:
+                additionals += ipv6.owned_by(owner)
         else:
             targets = service.targets(name.port, name.endpoints)
             room = NAME_MAX_OCTETS - len(spelled)

@@ -225,18 +225,17 @@ class ServiceNames(Source):
 
     def has_port(self, key: PortKey) -> bool:
         """Whether a port has this name and protocol: the Service's, or with headless ones an endpoint's."""
-        return any(_numbers(ports, key) for ports in self._ports_in_force())
+        if self.follows_endpoints:
+            return any(_numbers(ports, key) for ports in self._port_lists)
+        return self.record is not None and bool(_numbers(self.record.ports, key))
 
     def has_protocol(self, protocol_label: str) -> bool:
         """Whether a named port has the protocol, so that `_proto` has a name below it."""
         protocol = _PROTOCOLS.get(protocol_label)
-        return any(port.name and port.protocol is protocol for ports in self._ports_in_force() for port in ports)
-
-    def _ports_in_force(self) -> Iterable[tuple[NamedPort, ...]]:
-        record = self.record
-        if record is None:
-            return ()
-        return self._port_lists if record.headless else (record.ports,)
+        lists: Iterable[tuple[NamedPort, ...]] = self._port_lists
+        if not self.follows_endpoints:
+            lists = (self.record.ports,) if self.record is not None else ()
+        return any(port.name and port.protocol is protocol for ports in lists for port in ports)
 
     def own_ports(self, key: PortKey | None) -> tuple[int, Iterable[int]]:
         """Weight and numbers that SRV tells of a Service with cluster IPs (DNS spec §2.3.2), of one port alone with
@@ -245,7 +244,8 @@ class ServiceNames(Source):
         if record is None or not record.cluster_ips:
             return 1, ()
         numbers = _numbers(record.ports, key)
-        return _weight(len(numbers) * len(record.cluster_ips)), dict.fromkeys(numbers)
+        weight = _weight(len(numbers) * len(record.cluster_ips))
+        return weight, numbers if len(numbers) < 2 else dict.fromkeys(numbers)
 
     def targets(self, key: PortKey | None, among: Iterable[EndpointRecord] | None) -> Targets:
         """What SRV tells of the Service's endpoints, or of `among`: their slices' ports (DNS spec §2.4.2), of one port
@@ -268,7 +268,7 @@ def _numbers(ports: Iterable[NamedPort], key: PortKey | None) -> list[int]:
 
 
 def _weight(entries: int) -> int:
-    return max(1, 100 // max(1, entries))
+    return 100 // entries or 1 if entries else 1
 
 
 class NamespaceNames(Source):

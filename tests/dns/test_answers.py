@@ -8,9 +8,8 @@ import dns.flags
 import dns.message
 import pytest
 
-from svcproxy.config import PodNames
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, ServiceRecord
-from svcproxy_dns.contents import Schema
+from svcproxy.model.meta import Protocol
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
 from svcproxy_dns.rendered import TCP
 from tests.dns.world import (
     NODATA,
@@ -39,6 +38,9 @@ def client() -> Client:
 
 
 WEB = "web.shop.svc.cluster.local."
+REVERSE_SOA = SOA.replace("cluster.local.", "in-addr.arpa.", 1)
+REVERSE_SERVFAIL, REVERSE_NXDOMAIN = (Answer(rcode, authority=(REVERSE_SOA,)) for rcode in ("SERVFAIL", "NXDOMAIN"))
+SRV_OF_WEB = noerror(*(f"web~ SRV 0 33 {port} web~" for port in (80, 443, 9000)), add=["web~ A 10.96.10.1"])
 
 
 def test_a_target_that_does_not_exist_is_nxdomain_after_the_cname(client: Client) -> None:
@@ -101,6 +103,52 @@ def test_large_answers(client: Client, name: str, payload: int | None, transport
         assert bool(message.flags & dns.flags.TC) == (len(found) < 200)
 
 
+@pytest.mark.parametrize(
+    ("payload", "transport", "limit", "complete"),
+    [
+        pytest.param(None, UDP, 512, False, id="M12: UDP without EDNS"),
+        pytest.param(4096, UDP, 4096, False, id="M12: payload 4096"),
+        pytest.param(None, TCP, 65535, True, id="M12: TCP"),
+        pytest.param(4096, TCP, 65535, True, id="M12: TCP with EDNS"),
+    ],
+)
+def test_large_answers_with_additional_records(
+    client: Client, payload: int | None, transport: int, limit: int, complete: bool
+) -> None:
+    """What does not fit is cut record by record from the end, the additional section first."""
+    asked = dns.message.make_query("big.shop.svc.cluster.local.", "SRV")
+    if payload is not None:
+        asked.use_edns(0, payload=payload)
+    for _ in range(2):
+        response = client.core.respond(asked.to_wire(), transport)
+        assert response is not None
+        assert len(response) <= limit
+        message = dns.message.from_wire(response)
+        services, glue = sum(map(len, message.answer)), sum(map(len, message.additional))
+        assert (services, glue) == (200, 200) if complete else (services < 200 and not glue)
+        assert bool(message.flags & dns.flags.TC) != complete
+
+
+def test_additional_records_go_before_answers() -> None:
+    held: list[Record] = [ServiceRecord("shop", "hl"), *(endpoint_with_port(low) for low in range(8))]
+    client = Client(synced_zone(held))
+    found: dict[tuple[int, int], None] = {}
+    for payload in range(512, 900):
+        message = client.exchange(
+            dns.message.make_query("hl.shop.svc.cluster.local.", "SRV", use_edns=0, payload=payload)
+        )
+        counts = sum(map(len, message.answer)), sum(map(len, message.additional))
+        assert bool(message.flags & dns.flags.TC) == (counts != (8, 8))
+        found[counts] = None
+    assert list(found) == sorted(found), "more octets, more records"
+    assert {(8, glue) for glue in range(9)} >= found.keys()
+    assert len(found) > 2
+
+
+def endpoint_with_port(low: int) -> EndpointRecord:
+    return EndpointRecord("shop", "hl", f"10.0.0.{low}", ports=(NamedPort("db", Protocol.TCP, 5432),))
+
+
 def test_every_address_comes_first() -> None:
     """M32, and evenly: each once in a round."""
     client = Client(synced_zone(records()))
@@ -127,6 +175,18 @@ def test_every_address_comes_first() -> None:
         pytest.param("ghost~", "A", SERVFAIL, id="the target not known yet"),
         pytest.param("svc.cluster.local.", "A", NODATA, id="M26: svc"),
         pytest.param("cluster.local.", "A", NODATA, id="M26: apex"),
+        pytest.param("cluster.local.", "SOA", noerror(SOA.replace("30 IN ", "", 1)), id="M26: SOA"),
+        pytest.param("5.1.244.10.in-addr.arpa.", "PTR", REVERSE_SERVFAIL, id="B15: PTR of an endpoint"),
+        pytest.param("9.9.9.10.in-addr.arpa.", "PTR", REVERSE_SERVFAIL, id="B15: PTR of what may become one"),
+        pytest.param(
+            "1.10.96.10.in-addr.arpa.",
+            "PTR",
+            noerror("1.10.96.10.in-addr.arpa. PTR web~"),
+            id="PTR of a ClusterIP is known whole",
+        ),
+        pytest.param("10.in-addr.arpa.", "PTR", REVERSE_NXDOMAIN, id="no record can make it exist: no address"),
+        pytest.param("web~", "SRV", SRV_OF_WEB, id="SRV of a ClusterIP is known whole"),
+        pytest.param("hl~", "SRV", SERVFAIL, id="SRV of a part of the endpoints is no answer"),
         pytest.param("foo.cluster.local.", "A", NXDOMAIN, id="no record can make it exist"),
         pytest.param("a.b.c.web~", "A", NXDOMAIN, id="no record can make it exist: too many labels"),
         pytest.param("www.example.com.", "A", REFUSED, id="another zone"),
@@ -158,8 +218,10 @@ def test_a_change_is_in_force_with_the_next_query() -> None:
     client.zone.change([ServiceRecord("shop", "hl", ("10.96.0.1",))], [headless])
     assert client.ask(name, "A") == noerror(f"{name} A 10.96.0.1")
     assert client.ask(below, "A") == noerror(f"{below} A 10.0.0.1")
+    assert client.ask("1.0.0.10.in-addr.arpa.", "PTR") == noerror(f"1.0.0.10.in-addr.arpa. PTR {below}")
     client.zone.change((), [first])
     assert client.ask(below, "A") == NXDOMAIN
+    assert client.ask("1.0.0.10.in-addr.arpa.", "PTR") == REVERSE_NXDOMAIN
     client.zone.change((), [second, ServiceRecord("shop", "hl", ("10.96.0.1",))])
     assert client.ask(name, "A") == client.ask(name, "AAAA") == NXDOMAIN
     assert client.ask("shop.svc.cluster.local.", "A") == NODATA
@@ -187,27 +249,6 @@ def test_kept_negative_answers_carry_the_serial_in_force() -> None:
     assert read(client.exchange(query)) == NODATA
     client.core.soa.serial = SERIAL + 7
     assert f" {SERIAL + 7} " in read(client.exchange(query)).authority[0]
-
-
-def test_endpoints_named_after_pods() -> None:
-    held: list[Record] = [
-        ServiceRecord("shop", "hl"),
-        EndpointRecord("shop", "hl", "10.0.0.1", pod="web-1"),
-        EndpointRecord("shop", "hl", "10.0.0.2", "host", "web-2"),
-        EndpointRecord("shop", "hl", "10.0.0.3", pod="dotted.name"),
-    ]
-    client = Client(synced_zone(held, Schema(endpoint_pod_names=True)))
-    found = {
-        label: client.ask(f"{label}.hl.shop.svc.cluster.local.", "A").rcode
-        for label in ("web-1", "10-0-0-1", "host", "web-2", "10-0-0-3")
-    }
-    assert [label for label, rcode in found.items() if rcode == "NOERROR"] == ["web-1", "host", "10-0-0-3"]
-
-
-def test_pod_names_can_be_disabled() -> None:
-    zone = synced_zone(records(), Schema(pods=PodNames.DISABLED))
-    assert Client(zone).ask("10-1-2-3.shop.pod.cluster.local.", "A") == NXDOMAIN
-    assert Client(zone).ask("shop.pod.cluster.local.", "A") == NXDOMAIN
 
 
 # What is kept

@@ -216,6 +216,10 @@ VALID = st.sampled_from(
         message(b"\x08bigalias" + NAME[4:] + A_IN),
         message(b"\x05alias" + NAME[4:] + A_IN, counts=WITH_OPT, rest=opt()),
         message(b"\x04self" + NAME[4:] + A_IN),
+        message(b"\x03big" + NAME[4:] + b"\0\x21\0\1", counts=WITH_OPT, rest=opt(700)),
+        message(b"\x06_https\x04_tcp" + NAME + b"\0\x21\0\1"),
+        message(b"\x011\x0210\x0296\x0210\x07in-addr\x04arpa\0" + b"\0\x0c\0\1"),
+        message(NAME[13:] + b"\0\2\0\1"),
         message(b"\x07fd00--1\x04shop\x03pod" + NAME[13:] + b"\0\x1c\0\1"),
         message(NAME[13:] + b"\0\6\0\1", counts=(1, 0, 0, 2), rest=opt(options=bytes(12)) + opt()),
     ]
