@@ -119,7 +119,7 @@ class DnsRole:
         self._serves = False
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._metrics = DnsMetrics(self._worker.statistics, config.dns)
+        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns)
         name = run.path.name
         subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
         self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)

@@ -23,10 +23,11 @@ _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
 class DnsMetrics:
     """Everything the worker counts, in the Prometheus text format."""
 
-    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+    def __init__(self, statistics: Callable[[], DnsStatistics], stale: Callable[[], bool], config: DnsConfig) -> None:
+        """`stale`: whether what is served may be out of date."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._registry.register(_Collector(statistics, config))
+        self._registry.register(_Collector(statistics, stale, config))
 
     async def render(self) -> bytes:
         """A scrape."""
@@ -34,8 +35,9 @@ class DnsMetrics:
 
 
 class _Collector(Collector):
-    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+    def __init__(self, statistics: Callable[[], DnsStatistics], stale: Callable[[], bool], config: DnsConfig) -> None:
         self._statistics = statistics
+        self._stale = stale
         self._server = f"dns://{config.listen[0]}" if config.listen else ""
         self._zone = f"{config.cluster_domain}."
 
@@ -48,6 +50,7 @@ class _Collector(Collector):
         yield info
         for name, text, value in (
             ("synced", "Whether a complete set of names has been taken in.", now.synced),
+            ("stale", "Whether what is served may be out of date: no agent, or none with a source.", self._stale()),
             ("serial", "SOA serial: Unix time of the last change.", now.serial),
             ("namespaces", "Namespaces known.", now.namespaces),
             ("services", "Services known.", now.services),
