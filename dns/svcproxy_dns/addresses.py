@@ -15,8 +15,8 @@ from svcproxy.names.labels import canonical_ip
 IPV4_ZONE = ("in-addr", "arpa")
 IPV6_ZONE = ("ip6", "arpa")
 _IPV4_LABELS = 4 + len(IPV4_ZONE)
-_IPV6_LABELS = 32 + len(IPV6_ZONE)
-_NIBBLES = re.compile(r"[0-9a-f]{32}")
+_NIBBLES = 32
+_IPV6_LABELS = _NIBBLES + len(IPV6_ZONE)
 _GROUPS = struct.Struct(">8H")
 _GROUPS_TEXT = ":".join(["%x"] * 8)
 _ZEROS = re.compile(r"(?:^|:)0(?::0)+(?::|$)")
@@ -42,15 +42,18 @@ def reverse_address(labels: Sequence[str]) -> str | None:
     None if it spells none. Labels are in lower case."""
     if len(labels) == _IPV4_LABELS and labels[4] == IPV4_ZONE[0]:
         return canonical_ip(".".join(labels[3::-1]), Family.IPV4)
-    if len(labels) == _IPV6_LABELS and labels[32] == IPV6_ZONE[0]:
+    if len(labels) == _IPV6_LABELS and labels[_NIBBLES] == IPV6_ZONE[0]:
         nibbles = "".join(labels[31::-1])
-        return _ipv6_text(nibbles) if _NIBBLES.fullmatch(nibbles) else None
+        return _ipv6_text(nibbles) if len(nibbles) == _NIBBLES else None
     return None
 
 
-def _ipv6_text(nibbles: str) -> str:
-    """The canonical address of 32 hexadecimal digits."""
-    text = _GROUPS_TEXT % _GROUPS.unpack(bytes.fromhex(nibbles))
+def _ipv6_text(nibbles: str) -> str | None:
+    """The canonical address of 32 hexadecimal digits; None if they are none."""
+    try:
+        text = _GROUPS_TEXT % _GROUPS.unpack(bytes.fromhex(nibbles))
+    except (ValueError, struct.error):  # the latter for blanks, which `fromhex` passes over
+        return None
     runs = list(_ZEROS.finditer(text))
     if not runs:
         return text

@@ -42,6 +42,8 @@ _NIBBLES = ".".join("0" * 31)
         pytest.param(f"0.{_NIBBLES}.0.ip6.arpa", id="33 nibbles"),
         pytest.param(f"00.{_NIBBLES}.ip6.arpa", id="two digits in a label"),
         pytest.param(f"g.{_NIBBLES}.ip6.arpa", id="no hexadecimal digit"),
+        pytest.param(f"\xff.{_NIBBLES}.ip6.arpa", id="no ASCII"),
+        pytest.param(f" .{'0.' * 30} .ip6.arpa", id="blanks"),
         pytest.param("1.2.3.4.ip6.arpa", id="four labels of the other family"),
     ],
 )
