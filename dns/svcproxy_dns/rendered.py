@@ -40,7 +40,12 @@ Tally = list[int]
 
 
 class Answer(Protocol):
-    """An answer with a part that differs each time."""
+    """An answer with a part that differs each time, or with what the transport carries."""
+
+    @property
+    def octets(self) -> int:
+        """Estimate of the memory that it holds alone."""
+        ...
 
     def render(self, limit: int, opt: bytes) -> bytes:
         """The response after the ID within `limit` octets, ID and OPT included. `opt`: the OPT record, or empty."""
@@ -101,6 +106,11 @@ class WithSoa:
         self._place = place
         self._answers = answer
 
+    @property
+    def octets(self) -> int:
+        """See `Answer`."""
+        return len(self._question)
+
     def render(self, limit: int, opt: bytes) -> bytes:  # noqa: ARG002  # fits every transport
         """The response after the ID."""
         answer = self._answers
@@ -117,6 +127,11 @@ class Rotating:
         self._flags = flags
         self._question = question
         self._addresses = addresses
+
+    @property
+    def octets(self) -> int:
+        """See `Answer`."""
+        return len(self._question)
 
     def render(self, limit: int, opt: bytes) -> bytes:
         """The response after the ID. TC says that there are more (RFC 2181 §9)."""
@@ -162,4 +177,5 @@ class Rendered:
 
 def _weight(kept: Kept) -> int:
     """Octets of an entry without its key."""
-    return ENTRY_OCTETS + (len(kept[0]) if isinstance(kept[0], bytes) else 0)
+    answer = kept[0]
+    return ENTRY_OCTETS + (len(answer) if isinstance(answer, bytes) else answer.octets)

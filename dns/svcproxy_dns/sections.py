@@ -18,6 +18,8 @@ from svcproxy_dns.wire import (
     front,
 )
 
+END_OCTETS = 40
+"""Memory of one number and its place in a tuple, on 64-bit CPython."""
 AFTER_ID_OCTETS = HEADER_OCTETS - 2
 FITS_OCTETS = UDP_DEFAULT_OCTETS - 2 - OPT_OCTETS
 """Octets after the ID of a response without OPT that every transport carries, with one too."""
@@ -43,6 +45,11 @@ class Records:
         self._counts = len(answers), len(authorities), len(additionals)
         self._body = b"".join(records)
         self._ends = tuple(accumulate(map(len, records)))
+
+    @property
+    def octets(self) -> int:
+        """See `svcproxy_dns.rendered.Answer`."""
+        return len(self._question) + len(self._body) + END_OCTETS * len(self._ends)
 
     def render(self, limit: int, opt: bytes) -> bytes:
         """The response after the ID within `limit` octets, ID and OPT included. TC says that there is more."""
