@@ -11,6 +11,7 @@ Messages of every kind are answered or dropped; none raises.
 from collections.abc import Mapping
 
 from svcproxy_dns.assembly import Assembly
+from svcproxy_dns.elsewhere import Alias, Elsewhere, Later
 from svcproxy_dns.rendered import TCP, Answer, Rendered, Rotating, StartOfAuthority, Tally, WithSoa
 from svcproxy_dns.rrset import AddressSet
 from svcproxy_dns.wire import (
@@ -37,10 +38,14 @@ _TRANSFERS = {RRType.AXFR, RRType.IXFR}
 
 
 class Answers:
-    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it."""
+    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it.
 
-    def __init__(self, zone: Zone, rendered: Rendered, serial: int) -> None:
+    `elsewhere` resolves all other names; without it they are refused.
+    """
+
+    def __init__(self, zone: Zone, rendered: Rendered, serial: int, elsewhere: Elsewhere | None = None) -> None:
         self._zone = zone
+        self._elsewhere = elsewhere
         self._rendered = rendered
         self._kept = rendered.answers
         self.soa = StartOfAuthority(zone.ttl, serial)
@@ -55,8 +60,11 @@ class Answers:
         """Responses by transport, by (type, rcode) of at most a few dozen; unread queries have an empty type."""
         return self._tallies
 
-    def respond(self, message: bytes, transport: int) -> bytes | None:
-        """The response to a message; None if it gets none. `transport`: see `svcproxy_dns.rendered.TCP`."""
+    def respond(self, message: bytes, transport: int) -> bytes | Later | None:
+        """The response to a message, or what finds it out; None if it gets none.
+
+        `transport`: see `svcproxy_dns.rendered.TCP`.
+        """
         kept = self._kept.get(message[2:])
         if kept is not None:
             answer, tally, source, revision = kept
@@ -67,7 +75,7 @@ class Answers:
                 return message[:2] + answer.render(transport)  # type: ignore[union-attr]  # bytes went the line above
         return self._respond(message, transport)
 
-    def _respond(self, message: bytes, transport: int) -> bytes | None:
+    def _respond(self, message: bytes, transport: int) -> bytes | Later | None:
         query = parse_query(message)
         if query is None:
             self.dropped += 1
@@ -76,7 +84,8 @@ class Answers:
         if isinstance(query, Rcode):
             self._tally("", query)[transport] += 1
             return header_only(message, query)
-        return message[:2] + self._answer(query, message, transport)
+        answer = self._answer(query, message, transport)
+        return message[:2] + answer if isinstance(answer, bytes) else answer
 
     def _tally(self, rrtype: str, rcode: Rcode) -> Tally:
         tally = self._tallies.get((rrtype, rcode.name))
@@ -84,12 +93,14 @@ class Answers:
             tally = self._tallies[rrtype, rcode.name] = [0] * TRANSPORTS
         return tally
 
-    def _answer(self, query: Query, message: bytes, transport: int) -> bytes:
-        """The response after the ID."""
+    def _answer(self, query: Query, message: bytes, transport: int) -> bytes | Later:
+        """The response after the ID, or what finds the whole of it out."""
         zone = self._zone
         rcode, name = Rcode.NOERROR, None
         if query.edns_version:
             rcode = Rcode.BADVERS
+        elif self._elsewhere is not None and query.labels[-len(zone.labels) :] != zone.labels:
+            return self._elsewhere.resolve(query, message[:2], transport)
         elif query.qclass != CLASS_IN or query.labels[-len(zone.labels) :] != zone.labels or query.qtype in _TRANSFERS:
             rcode = Rcode.REFUSED
         else:
@@ -99,7 +110,11 @@ class Answers:
             else:
                 rcode = Rcode.NXDOMAIN if found is None else Rcode.SERVFAIL
         if name is not None and name.alias is not None and query.qtype != RRType.SRV:
-            response, rcode = self._follow(query, name.alias, transport)
+            targets, end = self._chain(query, name.alias)
+            if self._elsewhere is not None and end is _ELSEWHERE and query.qtype != RRType.CNAME:
+                aliases = [Alias(target, zone.ttl) for target in targets]
+                return self._elsewhere.resolve(query, message[:2], transport, aliases)
+            response, rcode = self._follow(query, targets, end, transport)
             self._tally(_COUNTED.get(query.qtype, _OTHER), rcode)[transport] += 1
             return response
         tally = self._tally(_COUNTED.get(query.qtype, _OTHER), rcode)
@@ -134,13 +149,14 @@ class Answers:
             return WithSoa(query.front(flags, 1, 0), self.soa, offset, opt)
         return WithSoa(query.front(flags, 0, 1), self.soa, offset, opt)
 
-    def _follow(self, query: Query, alias: str, transport: int) -> tuple[bytes, Rcode]:
+    def _follow(
+        self, query: Query, targets: list[str], end: Name | Unready | None, transport: int
+    ) -> tuple[bytes, Rcode]:
         """CNAMEs from the question's name as far as the zone knows them, then what is asked (RFC 1034 §3.6.2).
 
         A target outside the zone ends the chain. One that does not exist gives its NXDOMAIN (RFC 6604 §3); a loop, and
         a chain longer than `CHAIN_MAX`, NODATA.
         """
-        targets, end = self._chain(query, alias)
         answer = Assembly(query, TCP_MAX_OCTETS if transport & TCP else query.udp_limit)
         rcode = Rcode.NOERROR
         if isinstance(end, Unready):

@@ -25,7 +25,7 @@ def answers(client: Client) -> list[frozenset[bytes]]:
     found = []
     for query in QUERIES:
         response = client.core.respond(query, UDP)
-        assert response is not None
+        assert isinstance(response, bytes)
         found.append(frozenset(response[2:].split(OWNED_BY_THE_QUESTION)))
     return found
 
