@@ -69,14 +69,18 @@ class Upstream:
         """How often a name was asked for."""
         return sum(each.name.lower() == name and qtype in {None, each.qtype} for each in self.asked)
 
-    def replies(self, octets: bytes, client: tuple[str, int], *, tcp: bool) -> list[bytes]:
-        """What comes back for a query, in order."""
+    def note(self, octets: bytes, client: tuple[str, int], *, tcp: bool) -> None:
+        """Take a query down."""
         query = dns.message.from_wire(octets)
-        question = query.question[0]
-        name = question.name.to_text(omit_final_dot=True)
-        self.asked.append(Asked(name, dns.rdatatype.to_text(question.rdtype), tcp, client, query.id, query.edns >= 0))
+        name, qtype = query.question[0].name.to_text(omit_final_dot=True), query.question[0].rdtype
+        self.asked.append(Asked(name, dns.rdatatype.to_text(qtype), tcp, client, query.id, query.edns >= 0))
         if self.forward_to is not None:
             self.forward_to(octets)
+
+    def replies(self, octets: bytes, *, tcp: bool) -> list[bytes]:
+        """What comes back for a query, in order."""
+        query = dns.message.from_wire(octets)
+        name = query.question[0].name.to_text(omit_final_dot=True)
         label = name.lower().partition(".")[0]
         if self.silent or label == "drop":
             return []
@@ -141,7 +145,8 @@ class Upstream:
             )
         return response
 
-    async def _wait(self, octets: bytes) -> None:
+    async def wait(self, octets: bytes) -> None:
+        """Be as slow as wanted."""
         slow = b"\x04slow\x07example" in octets.lower()
         if self.delay or slow:
             await asyncio.sleep(self.delay or 0.6)
@@ -161,9 +166,10 @@ class _Udp(asyncio.DatagramProtocol):
         self._tasks.create_task(self._answer(data, addr), name="answer")
 
     async def _answer(self, data: bytes, addr: Any) -> None:
-        await self._upstream._wait(data)
+        self._upstream.note(data, addr[:2], tcp=False)
+        await self._upstream.wait(data)
         sender = self.elsewhere if b"\x09otherport\x07" in data else self._transport
-        for reply in () if sender.is_closing() else self._upstream.replies(data, addr[:2], tcp=False):
+        for reply in () if sender.is_closing() else self._upstream.replies(data, tcp=False):
             sender.sendto(reply, addr)
 
 
@@ -179,8 +185,9 @@ async def upstream(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Upst
         try:
             while True:
                 octets = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-                await made._wait(octets)
-                for reply in made.replies(octets, writer.get_extra_info("peername")[:2], tcp=True):
+                made.note(octets, writer.get_extra_info("peername")[:2], tcp=True)
+                await made.wait(octets)
+                for reply in made.replies(octets, tcp=True):
                     writer.write(len(reply).to_bytes(2, "big") + reply)
         except (asyncio.IncompleteReadError, ConnectionResetError):
             pass
