@@ -20,6 +20,7 @@ from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, Store
 from svcproxy_dns.forwarding import Ask, Drop
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.resolver import LOOP_CHECK_INTERVAL, Flight, Resolver, Steps, Waiting
+from svcproxy_dns.upstreams import Upstream
 from svcproxy_dns.wire import Query
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class _UdpChannel:
         self._loop, self._received, self._broke = loop, received, broke
         self._socket = _open(ask, socket.SOCK_DGRAM)
         try:
-            self._socket.connect((ask.upstream.host, ask.upstream.port))
+            self._socket.connect(_destination(ask.upstream))
             self._socket.send(ask.message)
             loop.add_reader(self._socket, self._read)
         except OSError:
@@ -76,7 +77,7 @@ class _TcpChannel:
         self._reader = MessageReader()
         self._socket = _open(ask, socket.SOCK_STREAM)
         try:
-            code = self._socket.connect_ex((ask.upstream.host, ask.upstream.port))
+            code = self._socket.connect_ex(_destination(ask.upstream))
             _require(code in {0, errno.EINPROGRESS}, code)
             loop.add_writer(self._socket, self._write)
         except OSError:
@@ -121,6 +122,13 @@ def _require(condition: bool, code: int) -> None:
     """Raise the OSError of that code unless it holds."""
     if not condition:
         raise OSError(code, os.strerror(code))
+
+
+def _destination(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Where an upstream is. Raises OSError if its interface does not exist."""
+    if upstream.zone:
+        return upstream.host, upstream.port, 0, socket.if_nametoindex(upstream.zone)
+    return upstream.host, upstream.port
 
 
 def _open(ask: Ask, kind: socket.SocketKind) -> socket.socket:

@@ -84,6 +84,8 @@ class Flight:
     stale: Entry | None
     stale_at: float
     waiting: list[Waiting] = field(default_factory=list)
+    stale_given: bool = False
+    """Whether that has been given to those who waited."""
     joined: bool = False
     """Whether another client has asked the same meanwhile; perhaps it was an upstream."""
     checks: Upstream | None = None
@@ -189,7 +191,7 @@ class Resolver:
             self._fail(waiting, entry, Rcode.REFUSED)
             return None
         if flight is not None:
-            if flight.stale is not None and now >= flight.stale_at:
+            if flight.stale is not None and (flight.stale_given or now >= flight.stale_at):
                 self._fail(waiting, flight.stale, Rcode.SERVFAIL)
             else:
                 flight.joined = flight.joined or any(other.client != client for other in flight.waiting)
@@ -242,7 +244,7 @@ class Resolver:
         if flight.stale is not None and now >= flight.stale_at:
             for waiting in self._dismiss(flight):
                 self._fail(waiting, flight.stale, Rcode.SERVFAIL)
-            flight.stale_at = float("inf")
+            flight.stale_at, flight.stale_given = float("inf"), True
         return self._after(flight, flight.exchange.woken(now), now)
 
     def _after(self, flight: Flight, steps: Steps, now: float) -> Steps:

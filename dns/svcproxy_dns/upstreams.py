@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from svcproxy.config import UpstreamPolicy
-from svcproxy.syntax import resolver_address
+from svcproxy.syntax import interface_name, resolver_address
 from svcproxy_dns.wire import encode_name
 
 UPSTREAMS_MAX = 15
@@ -31,7 +31,7 @@ class Upstream:
         """`address`: ADDRESS:PORT, IPv6 in brackets, perhaps with a zone."""
         host, _, port = address.rpartition(":")
         self.address = address
-        self.host = host.removeprefix("[").removesuffix("]")
+        self.host, _, self.zone = host.removeprefix("[").removesuffix("]").partition("%")
         self.port = int(port)
         self.suspect = False
         """Whether it has left the last query unanswered."""
@@ -162,11 +162,11 @@ def parse_resolv_conf(text: str) -> tuple[list[str], list[str]]:
         host, percent, zone = (words[1] if len(words) > 1 else "").partition("%")
         try:
             address = resolver_address(f"[{host}]:{PORT}" if ":" in host else f"{host}:{PORT}")
+            if percent:
+                address = f"[{host}%{interface_name(zone)}]:{PORT}"
         except ValueError:
             problems.append(f"line {number}: no address: {line.strip()[:80]!r}")
             continue
-        if percent:
-            address = f"[{host}%{zone}]:{PORT}"
         if address not in found:
             found.append(address)
     for address in found[UPSTREAMS_MAX:]:
