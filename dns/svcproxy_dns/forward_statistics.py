@@ -94,5 +94,5 @@ class ForwardStatistics:
     """Questions on their way."""
     waiting: int
     """Queries that wait for them."""
-    sockets: dict[str, int]
-    """Sockets opened towards upstreams, by protocol."""
+    sockets: dict[tuple[str, str], int]
+    """Sockets opened towards upstreams, by upstream and protocol."""

@@ -156,7 +156,7 @@ class Forwarder:
         """`reply_times`: those that `resolver` counts."""
         self.resolver = resolver
         self._reply_times = reply_times
-        self._opened = {"udp": 0, "tcp": 0}
+        self._opened: dict[tuple[str, str], int] = {}
         self._clock = clock
         self._channels: dict[Flight, dict[int, _Channel]] = {}
         self._timers: dict[Flight, asyncio.TimerHandle] = {}
@@ -179,7 +179,9 @@ class Forwarder:
         """Ask these upstreams from now on, see `Upstreams.replace`, and find out whether one of them loops."""
         for address in self.resolver.upstreams.replace(default, stubs):
             log.warning("an upstream is this server itself, it is left out", extra={"upstream": address})
-        self._reply_times.forget({each.address for each in self.resolver.upstreams})
+        known = {each.address for each in self.resolver.upstreams}
+        self._reply_times.forget(known)
+        self._opened = {key: count for key, count in self._opened.items() if key[0] in known}
         self._check_loops(everybody=True)
 
     def close(self) -> None:
@@ -263,7 +265,8 @@ class Forwarder:
             self._carry_out(flight, self.resolver.failed(flight, ask.attempt, self._clock(), ours=ours))
 
         loop = asyncio.get_running_loop()
-        self._opened["tcp" if ask.tcp else "udp"] += 1
+        opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
+        self._opened[opened] = self._opened.get(opened, 0) + 1
         return (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, received, broke)
 
     def _wake_later(self, flight: Flight) -> None:
