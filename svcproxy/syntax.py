@@ -67,6 +67,8 @@ def stub_domains(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]
             raise ValueError(f"{name} is there twice")
         if not addresses:
             raise ValueError(f"{name} has no upstreams")
+        if len(set(addresses)) < len(addresses):
+            raise ValueError(f"{name} has an upstream twice")
         found[name] = addresses
     return found
 

@@ -55,7 +55,7 @@ class Upstream:
         self.delay = 0.0
         self.rcode: dns.rcode.Rcode | None = None
         self.minimum = 60
-        self.forward_to: Callable[[bytes], None] | None = None
+        self.forward_to: Callable[[bytes], object] | None = None
         """Gets every query: whoever it is sent to."""
         self._records: dict[tuple[dns.name.Name, dns.rdatatype.RdataType], dns.rrset.RRset] = {}
         for line in RECORDS.splitlines():
