@@ -3,6 +3,8 @@
 
 A question has the same length however it is spelled, and so the compressed names after it hold for each spelling: names
 that end like the question are spelled like it.
+
+Several addresses come in another order each time, so that each is first once in a round.
 """
 
 import struct
@@ -24,13 +26,16 @@ from svcproxy_dns.wire import (
     encode_pointer,
 )
 
-BODY_OCTETS = 250
+BODY_OCTETS = 220
 """What a body takes besides its octets; measured on 64-bit CPython 3.11."""
 
 _FIXED = struct.Struct(">2HIH")
 _TTL_OFFSET = 4
 """From the type of a record to its TTL."""
 _POINTER_MAX = 0x3FFF
+_POINTED_OCTETS = 12
+"""A record before its rdata, owned by a name that stands elsewhere."""
+_ADDRESS_OCTETS = {int(RRType.A): 4, int(RRType.AAAA): 16}
 _COMPRESSED = frozenset({RRType.NS, RRType.CNAME, RRType.PTR, RRType.MX, RRType.SOA})
 """Types whose rdata every client can read compressed (RFC 3597 §4)."""
 
@@ -38,7 +43,7 @@ _COMPRESSED = frozenset({RRType.NS, RRType.CNAME, RRType.PTR, RRType.MX, RRType.
 class Body:
     """What follows the question. Offsets are those of the octets."""
 
-    __slots__ = ("_counts", "_octets", "_ttl_offsets", "authentic", "rcode")
+    __slots__ = ("_counts", "_octets", "_ring", "_ttl_offsets", "_turn", "authentic", "rcode")
 
     def __init__(
         self,
@@ -60,6 +65,8 @@ class Body:
         self._octets = bytes(writer.octets)
         self._ttl_offsets = array("H", writer.ttl_offsets)
         self._counts = len(answers), len(authorities), len(additionals)
+        self._ring = _ring(answers, writer)
+        self._turn = 0
 
     @classmethod
     def of(cls, qname: bytes, relevant: Relevant, *, authentic: bool) -> "Body":
@@ -85,10 +92,10 @@ class Body:
         (RFC 2181 §9).
         """
         opt = query.opt_record(Rcode.NOERROR)
-        octets, counts = self._octets, self._counts
+        octets, counts = self._turned(), self._counts
         room = limit - HEADER_OCTETS - len(query.question) - len(opt)
         if len(octets) > room:
-            octets, counts = self._cut(room)
+            octets, counts = self._cut(octets, room)
             if counts[:2] != self._counts[:2]:
                 flags |= TC
         if self.authentic and query.wants_authentic:
@@ -109,11 +116,20 @@ class Body:
         )
         return header + query.question + octets + opt
 
-    def _cut(self, room: int) -> tuple[bytes, tuple[int, int, int]]:
+    def _turned(self) -> bytes:
+        """The octets, with the next address first."""
+        if self._ring is None:
+            return self._octets
+        start, size, count = self._ring
+        octets, middle, end = self._octets, start + self._turn * size, start + count * size
+        self._turn = (self._turn + 1) % count
+        return octets[:start] + octets[middle:end] + octets[start:middle] + octets[end:]
+
+    def _cut(self, octets: bytes, room: int) -> tuple[bytes, tuple[int, int, int]]:
         """As many records as fit."""
         kept = end = 0
         for offset in self._ttl_offsets:
-            following = offset + 6 + int.from_bytes(self._octets[offset + 4 : offset + 6], "big")
+            following = offset + 6 + int.from_bytes(octets[offset + 4 : offset + 6], "big")
             if following > room:
                 break
             kept, end = kept + 1, following
@@ -123,7 +139,23 @@ class Body:
             min(max(kept - answers, 0), authorities),
             min(max(kept - answers - authorities, 0), additionals),
         )
-        return self._octets[:end], counts
+        return octets[:end], counts
+
+
+def _ring(answers: Sequence[Record], writer: "_Writer") -> tuple[int, int, int] | None:
+    """Where the addresses begin, octets of each, and how many: the last ones of one type, equally long."""
+    kinds = [record.rrtype for record in answers]
+    kind = next((each for each in kinds if each in _ADDRESS_OCTETS), None)
+    if kind is None:
+        return None
+    first, count = kinds.index(kind), kinds.count(kind)
+    size = _POINTED_OCTETS + _ADDRESS_OCTETS[kind]
+    last = first + count - 1
+    start = writer.starts[first]
+    if count < 2 or writer.ttl_offsets[last] + 6 + _ADDRESS_OCTETS[kind] - start != count * size:
+        return None
+    alike = {record.owner.lower() for record in answers[first : last + 1]}
+    return (start, size, count) if len(alike) == 1 and set(kinds[first : last + 1]) == {kind} else None
 
 
 class _Writer:
@@ -131,6 +163,8 @@ class _Writer:
 
     def __init__(self, qname: bytes) -> None:
         self.octets = bytearray()
+        self.starts: list[int] = []
+        """Where the records begin."""
         self.ttl_offsets: list[int] = []
         self._start = HEADER_OCTETS + len(qname) + 4
         """Where the octets begin in the message."""
@@ -140,6 +174,7 @@ class _Writer:
 
     def add(self, record: Record) -> None:
         """Encode a record. Raises `ValueError` if the message grows too long."""
+        self.starts.append(len(self.octets))
         self._name(record.owner)
         self.ttl_offsets.append(len(self.octets) + _TTL_OFFSET)
         self.octets += _FIXED.pack(record.rrtype, CLASS_IN, 0, 0)

@@ -35,6 +35,7 @@ _LAYOUTS = {
 }
 """Octets before the names in the rdata of types that may hold compressed ones, and how many names (RFC 1035 §3.3,
 RFC 3597 §4); what follows the names is copied."""
+_SIZES = {int(RRType.A): 4, int(RRType.AAAA): 16}
 
 
 class Malformed(ValueError):
@@ -190,6 +191,8 @@ class _Reader:
         else:
             layout = _LAYOUTS.get(rrtype)
             if layout is None:
+                if end - start != _SIZES.get(rrtype, end - start):
+                    raise Malformed("no address")
                 return message[start:end]
             fixed, names = layout
         position = start + fixed

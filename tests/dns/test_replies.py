@@ -29,6 +29,7 @@ from svcproxy_dns.wire import HEADER_OCTETS, Query, encode_name, parse_query
 
 QNAME = "www.example.com."
 ADDRESS = "www.example.com. 300 IN A 192.0.2.53"
+ADDRESSES = [f"www.example.com. 9 IN A 192.0.2.{low}" for low in range(1, 4)]
 BANK = "bank.example.net. 1 IN A 192.0.2.66"
 DENIAL = "example.com. 900 IN SOA ns.example.com. hostmaster.example.com. 1 2 3 4 60"
 
@@ -126,7 +127,7 @@ def test_what_does_not_fit_is_left_out_whole_and_said(answer: list[str], limit: 
 
 @given(st.binary(max_size=300), st.lists(_RECORD, max_size=4), st.data())
 def test_any_octets_are_read_or_refused(noise: bytes, answer: list[str], data: st.DataObject) -> None:
-    octets = bytearray(message(answer, [DENIAL]))
+    octets = bytearray(message([*ADDRESSES, *answer], [DENIAL]))
     for _ in range(data.draw(st.integers(0, 6))):
         octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
     for tried in (noise, bytes(octets), bytes(octets[: data.draw(st.integers(0, len(octets)))])):
@@ -135,9 +136,12 @@ def test_any_octets_are_read_or_refused(noise: bytes, answer: list[str], data: s
         try:
             reply = read_reply(tried)
             chosen = select(reply, encode_name(QNAME), 1, dnssec=True)
-            Body.of(encode_name(QNAME), chosen, authentic=True).render(query_for(QNAME), 512, 0)
+            body = Body.of(encode_name(QNAME), chosen, authentic=True)
         except ValueError:
-            pass
+            continue
+        for limit in (512, 512, 65535):
+            written = read_reply(b"\0\0" + body.render(query_for(QNAME), limit, 0))
+        assert sorted(each.rdata for each in written.answers) == sorted(each.rdata for each in chosen.answers)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +156,7 @@ def test_any_octets_are_read_or_refused(noise: bytes, answer: list[str], data: s
         pytest.param(b"\xc0", id="a pointer cut"),
         pytest.param(b"\xc0\x0c\0\6\0\1\0\0\0\0\0\4\0\0\1\2", id="an SOA too short"),
         pytest.param(b"\xc0\x0c\0\5\0\1\0\0\0\0\0\1\xc0\x0c", id="a name longer than its rdata"),
+        pytest.param(b"\xc0\x0c\0\1\0\1\0\0\0\0\0\3abc", id="an address too short"),
         pytest.param(b"", id="no record where one is announced"),
     ],
 )
@@ -244,6 +249,29 @@ def test_what_answers_the_question_is_kept(octets: bytes, expected: tuple[list[s
     chosen = relevant(octets)
     assert (texts(rendered(chosen).answer), chosen.ttl, chosen.denies) == expected
     assert rendered(chosen).additional == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([f"www.example.com. 9 IN A 192.0.2.{low}" for low in range(1, 6)], id="of the name asked"),
+        pytest.param(
+            ["www.example.com. 9 IN CNAME b.example.net."]
+            + [f"b.example.net. 9 IN A 192.0.2.{low}" for low in range(1, 6)],
+            id="of what it leads to",
+        ),
+    ],
+)
+def test_m32_every_address_comes_first_once_and_an_alias_before_them(answer: list[str]) -> None:
+    body = Body.of(encode_name(QNAME), relevant(message(answer)), authentic=False)
+    firsts = []
+    for _ in range(5):
+        read = dns.message.from_wire(b"\0\0" + body.render(query_for(QNAME), 512, 9))
+        *aliases, addresses = read.answer
+        assert len(aliases) == len(answer) - 5
+        assert len(addresses) == 5
+        firsts.append(str(addresses[0]))
+    assert sorted(firsts) == [f"192.0.2.{low}" for low in range(1, 6)]
 
 
 def test_addresses_of_targets_are_kept() -> None:
