@@ -22,6 +22,8 @@ from svcproxy_dns.wire import AD, CD, DO, LABEL_MAX_OCTETS, RD, TC, Rcode, RRTyp
 
 ATTEMPTS_MAX = 12
 """Times that one question is asked in all, over whatever protocol."""
+FORGERIES_MAX = 16
+"""Messages with another ID that one attempt ignores; with more somebody is guessing, and TCP is used."""
 PAYLOAD_OCTETS = 1232
 """What we take over UDP: it fits every path without fragments."""
 
@@ -111,6 +113,7 @@ class _Attempt:
     edns: bool
     probe: bool
     open: bool = True
+    forgeries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,8 @@ class Exchange:
             return []
         if front is None or front.ident != tried.ident:
             self.ignored += 1
-            return []
+            tried.forgeries += 1
+            return self._again_over_tcp(attempt, now) if tried.forgeries > FORGERIES_MAX else []
         tried.upstream.answered()
         self.samples.append(Sample(tried.upstream, front.rcode, now - tried.sent_at))
         if not front.question and front.rcode != Rcode.NOERROR:

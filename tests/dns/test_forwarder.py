@@ -56,6 +56,7 @@ async def node(
     forward: DnsForwardConfig = SEQUENTIAL,
     cache: DnsCacheConfig | None = None,
     listen: str = "127.0.0.1:0",
+    synced: bool = True,
 ) -> AsyncIterator[Node]:
     async with AsyncExitStack() as stack:
         upstreams = [await stack.enter_async_context(upstream()) for _ in range(count)]
@@ -63,7 +64,8 @@ async def node(
         worker = DnsWorker(
             DnsConfig(upstreams=addresses, forward=forward, cache=cache or DnsCacheConfig(), listen=(listen,))
         )
-        fill(worker)
+        if synced:
+            fill(worker)
         await worker.start(bind_listeners([listen]))
         stack.callback(worker.close)
         worker.use_upstreams(addresses)
@@ -244,6 +246,12 @@ async def test_a_cname_precedes_what_it_leads_to() -> None:
     async with node() as world:
         answer = await world.ask("alias.example.com")
         assert [dns.rdatatype.to_text(rrset.rdtype) for rrset in answer.answer] == ["CNAME", "A"]
+
+
+async def test_m26_other_names_are_answered_before_the_zone_is_known() -> None:
+    async with node(synced=False) as world:
+        assert (await world.ask("web.shop.svc.cluster.local")).rcode() == dns.rcode.SERVFAIL
+        assert addresses(await world.ask("www.example.com")) == ["192.0.2.53"]
 
 
 @pytest.mark.parametrize(

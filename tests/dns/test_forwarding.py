@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from svcproxy_dns.forwarding import (
     ATTEMPTS_MAX,
+    FORGERIES_MAX,
     Answered,
     Ask,
     Drop,
@@ -219,6 +220,16 @@ def test_what_is_no_reply_is_ignored(change: object) -> None:
     assert (run.core.outcome, run.core.ignored) == (None, 1)
     run.receive(0, good)
     assert isinstance(run.core.outcome, Answered)
+
+
+def test_whoever_guesses_ids_is_evaded_over_tcp() -> None:
+    run = Run()
+    good = run.reply()
+    for number in range(FORGERIES_MAX + 1):
+        assert not any(tcp for *_, tcp in run.asked)
+        run.receive(0, number.to_bytes(2, "big") + good[2:])
+    assert run.asked[1:] == [(0.0, "1", True)]
+    assert list(run.open) == [1]
 
 
 @pytest.mark.parametrize(
