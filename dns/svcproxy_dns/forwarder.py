@@ -25,6 +25,8 @@ from svcproxy_dns.wire import Query
 
 log = logging.getLogger(__name__)
 
+SOCKETS_PER_QUESTION = 2
+"""Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
 DATAGRAM_OCTETS = 4096
 """Read of one datagram; we allow upstreams less, and what is cut is asked for again over TCP."""
 _READ_OCTETS = 65536
@@ -151,10 +153,16 @@ class Forwarder:
     """Resolves names for the loop that it is used on. See `Elsewhere`."""
 
     def __init__(
-        self, resolver: Resolver, reply_times: ReplyTimes, clock: Callable[[], float] = time.monotonic
+        self,
+        resolver: Resolver,
+        reply_times: ReplyTimes,
+        sockets_max: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`reply_times`: those that `resolver` counts."""
+        """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
         self.resolver = resolver
+        self._sockets_max = sockets_max
+        self._sockets = 0
         self._reply_times = reply_times
         self._opened: dict[tuple[str, str], int] = {}
         self._clock = clock
@@ -245,7 +253,7 @@ class Forwarder:
             if isinstance(step, Drop):
                 channel = channels.pop(step.attempt, None)
                 if channel is not None:
-                    channel.close()
+                    self._close(channel)
                 continue
             try:
                 channels[step.attempt] = self._channel(flight, step)
@@ -264,10 +272,17 @@ class Forwarder:
             ours = exc.errno in _OURS
             self._carry_out(flight, self.resolver.failed(flight, ask.attempt, self._clock(), ours=ours))
 
+        _require(self._sockets < self._sockets_max, errno.EMFILE)
         loop = asyncio.get_running_loop()
         opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
         self._opened[opened] = self._opened.get(opened, 0) + 1
-        return (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, received, broke)
+        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, received, broke)
+        self._sockets += 1
+        return channel
+
+    def _close(self, channel: _Channel) -> None:
+        self._sockets -= 1
+        channel.close()
 
     def _wake_later(self, flight: Flight) -> None:
         timer = self._timers.pop(flight, None)
@@ -284,4 +299,4 @@ class Forwarder:
         if timer is not None:
             timer.cancel()
         for channel in self._channels.pop(flight, {}).values():
-            channel.close()
+            self._close(channel)

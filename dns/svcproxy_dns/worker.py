@@ -13,14 +13,14 @@ from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, Reco
 from svcproxy_dns.answers import Answers
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
-from svcproxy_dns.forwarder import Forwarder
+from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
 from svcproxy_dns.tcp import TcpLimits
-from svcproxy_dns.upstreams import Upstreams
+from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
 _DEFAULT_LIMITS = TcpLimits()
@@ -199,7 +199,7 @@ def forwarder_of(config: DnsConfig) -> Forwarder | None:
         mixed_case=forward.mixed_case,
         observe=reply_times.observe,
     )
-    return Forwarder(resolver, reply_times)
+    return Forwarder(resolver, reply_times, SOCKETS_PER_QUESTION * (forward.concurrent_max + UPSTREAMS_MAX))
 
 
 def _reachable(listen: Sequence[str]) -> list[str]:

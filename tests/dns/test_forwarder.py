@@ -2,6 +2,7 @@
 """Names outside the zone, through a worker with real sockets on both sides. What happened is asserted, not when."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -12,8 +13,14 @@ import dns.rcode
 import pytest
 
 from svcproxy.config import DnsCacheConfig, DnsConfig, DnsForwardConfig, UpstreamPolicy
-from svcproxy_dns.forward_statistics import ForwardStatistics
+from svcproxy_dns.cache import Cache, CacheLimits
+from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
+from svcproxy_dns.forwarder import Forwarder
+from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import bind_listeners
+from svcproxy_dns.resolver import Bounds, Resolver
+from svcproxy_dns.upstreams import Upstreams
+from svcproxy_dns.wire import Query, parse_query
 from svcproxy_dns.worker import DnsWorker
 from tests.dns.test_worker import fill
 from tests.dns.upstream import BIG, Upstream, upstream
@@ -342,3 +349,36 @@ async def test_an_upstream_that_is_this_server_is_left_out() -> None:
         world.worker.use_upstreams([own, world.upstreams[0].address])
         assert addresses(await world.ask("www.example.com")) == ["192.0.2.53"]
         assert [each.address for each in world.forward.upstreams] == [world.upstreams[0].address]
+
+
+async def test_sockets_are_bounded_and_the_first_answer_still_counts() -> None:
+    """For want of a socket the question is not asked again; who has been asked is heard."""
+    async with upstream() as slow:
+        slow.delay = 1.0
+        rng = random.SystemRandom()
+        core = Resolver(
+            Upstreams(UpstreamPolicy.SEQUENTIAL, rng), Cache(CacheLimits()), rng, bounds=Bounds(), timing=Timing()
+        )
+        core.upstreams.replace([slow.address], {})
+        forwarder = Forwarder(core, ReplyTimes(), sockets_max=1)
+        query = parse_query(dns.message.make_query("www.example.com", "A").to_wire())
+        assert isinstance(query, Query)
+        later = forwarder.resolve(query, b"ab", 0)
+        assert not isinstance(later, bytes)
+        delivered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        later.begin("10.0.0.1", delivered.set_result)
+        try:
+            assert addresses(dns.message.from_wire(await delivered)) == ["192.0.2.53"]
+        finally:
+            forwarder.close()
+        assert slow.count("www.example.com") == 1
+        assert not forwarder.statistics().upstreams[0].suspect
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["UDP", "TCP"])
+async def test_an_upstream_may_be_reached_over_ipv6(tcp: bool) -> None:
+    async with node() as world, upstream("::1") as other:
+        world.worker.use_upstreams([other.address])
+        name = "tc.example.com" if tcp else "ttl0.example.com"
+        assert (await world.ask(name)).answer
+        assert [each.tcp for each in other.asked if each.name == name] == ([False, True] if tcp else [False])
