@@ -14,7 +14,7 @@ import platform
 import sys
 
 from svcproxy.model.meta import Family
-from tests.netns.churn import Pattern, Report, churn
+from tests.netns.churn import RATES, Pattern, Report, churn
 
 
 def show(report: Report) -> str:
@@ -22,8 +22,8 @@ def show(report: Report) -> str:
     return (
         f"{sum(result.served.values())} connections to {len(result.served)} endpoints in {result.seconds:.1f} s, "
         f"slowest {result.slowest * 1000:.0f} ms; {report.changes} changes "
-        f"({report.changes / result.seconds:.0f}/s) of {report.endpoints} endpoints "
-        f"({report.endpoints / result.seconds:.0f}/s); failures {result.failures or 0}, "
+        f"({report.changes / result.seconds:.0f}/s) in {report.deltas} deltas "
+        f"({report.deltas / result.seconds:.0f}/s); failures {result.failures or 0}, "
         f"SYNs sent again {report.syn_retransmits}"
     )
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=200_000)
     parser.add_argument("--at-once", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=5_000.0, help="changes a second at most")
+    parser.add_argument("--rate", type=float, default=None, help="changes a second; by pattern")
     parser.add_argument("--pattern", type=Pattern, choices=list(Pattern), default=Pattern.RANDOM)
     parser.add_argument("--family", type=int, choices=[4, 6], default=4)
     options = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> int:
             Family(options.family),
             options.connections,
             at_once=options.at_once,
-            rate=options.rate,
+            rate=options.rate or RATES[options.pattern],
         )
     )
     print(show(report))

@@ -269,7 +269,7 @@ class Agent:
             config,
             self._source_kind,
             inherited,
-            lambda: open_nftables(config, self._ground(), partial(serving, self._store), self._state),
+            lambda: open_nftables(config, self._ground, partial(serving, self._store), self._state),
         )
 
     def _derived(self, touched: Touched) -> None:

@@ -189,14 +189,17 @@ class _Noting:
         await self._inner.close()
 
 
-async def open_nftables(config: Config, ground: Ground, serving: Serving, state: AgentState) -> NftablesPlane:
+async def open_nftables(
+    config: Config, ground: Callable[[], Ground], serving: Serving, state: AgentState
+) -> NftablesPlane:
     """Open the data plane when nothing else serves Services here, or at once if it may serve beside others.
 
-    `state` says meanwhile what it waits for. Raises `DataplaneLost` if nf_tables cannot be reached.
+    `state` says meanwhile what it waits for; `ground` is asked when that is over, and nothing is awaited after it.
+    Raises `DataplaneLost` if nf_tables cannot be reached.
     """
     await _alone(config, state)
     try:
-        dataplane = NftablesDataplane(ground)
+        dataplane = NftablesDataplane(ground())
     except OSError as exc:
         raise DataplaneLost(f"netlink: {exc.strerror}") from exc
     cleaner = None

@@ -11,6 +11,8 @@ from svcproxy.frontends.keys import FrontendKey, NodePort, ServicePortName
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
 from svcproxy.model.meta import Family
 
+_NONE: dict[FrontendKey, None] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Affected:
@@ -28,7 +30,7 @@ class TrackedTable:
     def __init__(self) -> None:
         self.table = FrontendTable()
         """Read-only for others."""
-        self._frontends_of: dict[tuple[ServicePortName, Family], set[FrontendKey]] = {}
+        self._frontends_of: dict[tuple[ServicePortName, Family], dict[FrontendKey, None]] = {}
 
     def apply(self, delta: FrontendDelta) -> Affected:
         """Take a delta in. Taking it in twice is taking it in once."""
@@ -41,7 +43,7 @@ class TrackedTable:
         self.table.apply(delta)
         for frontend in delta.frontends:
             if frontend.key in self.table.frontends:
-                self._frontends_of.setdefault((frontend.service_port, frontend.family), set()).add(frontend.key)
+                self._frontends_of.setdefault((frontend.service_port, frontend.family), {})[frontend.key] = None
         orphaned = (name for name in left if not any((name, family) in self._frontends_of for family in Family))
         return Affected(affected, tuple(orphaned))
 
@@ -50,13 +52,13 @@ class TrackedTable:
         keys: dict[FrontendKey, None] = dict.fromkeys(frontend.key for frontend in delta.frontends)
         keys.update(dict.fromkeys(delta.removed))
         for change in delta.backends:
-            keys.update(dict.fromkeys(self._frontends_of.get((change.key.service_port, change.key.family), ())))
+            keys.update(self._frontends_of.get((change.key.service_port, change.key.family), _NONE))
         if delta.node_port_addresses is not None:
             keys.update((key, None) for key in self.table.frontends if isinstance(key, NodePort))
         return tuple(keys)
 
     def _unlink(self, service_port: ServicePortName, key: FrontendKey) -> None:
         siblings = self._frontends_of[service_port, key.family]
-        siblings.discard(key)
+        siblings.pop(key, None)
         if not siblings:
             del self._frontends_of[service_port, key.family]

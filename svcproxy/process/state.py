@@ -37,6 +37,10 @@ FUTURE_MAX: Final = 300.0
 """Seconds that a file may be ahead of the clock: clocks are set, and not always forward."""
 REFRESH_INTERVAL: Final = 3600.0
 """Seconds after which even an unchanged state is written again, so that its age says when it was last known good."""
+PAUSE_FACTOR: Final = 200
+"""A pause is so many times as long as the write before it: writing takes half a percent of a core at most."""
+PAUSE_MAX: Final = 60.0
+"""Seconds that a pause has at most, however long a write takes."""
 
 _DIGEST_OCTETS: Final = 32
 _PREFIX_OCTETS: Final = len(MAGIC) + 2
@@ -221,14 +225,18 @@ class SnapshotWriter:
         self._dirty.set()
 
     async def run(self) -> None:
-        """Write at most once per interval until cancelled. A write under way when cancelled is completed all the same,
-        before the one of `close`."""
+        """Write at most once per interval until cancelled, and seldom what takes long to write.
+
+        A write under way when cancelled is completed all the same, before the one of `close`.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._refresh_interval):
                     await self._dirty.wait()
+            started = time.monotonic()
             await self._write()
-            await asyncio.sleep(self._write_interval)
+            pause = min((time.monotonic() - started) * PAUSE_FACTOR, PAUSE_MAX)
+            await asyncio.sleep(max(self._write_interval, pause))
 
     async def close(self) -> None:
         """Write what has changed since the last write, and end the thread."""

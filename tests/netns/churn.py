@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 from svcproxy.dataplane.contract import Dataplane
+from svcproxy.frontends.buffer import DeltaBuffer
 from svcproxy.frontends.keys import Backend, BackendSetKey, Scope, ServicePortName
 from svcproxy.frontends.table import BackendSetDelta, FrontendDelta
 from svcproxy.model.meta import Family, Protocol
@@ -32,6 +34,8 @@ class Pattern(StrEnum):
     """One endpoint becomes 200, and one again."""
 
 
+RATES = {Pattern.RANDOM: 5_000.0, Pattern.SCALE: 20.0}
+"""Changes a second."""
 ENDPOINTS = {Pattern.RANDOM: 16, Pattern.SCALE: 200}
 
 
@@ -41,14 +45,14 @@ class Report:
 
     result: Result
     changes: int
-    """Changes of the endpoint set that were in force one after the other."""
-    endpoints: int
-    """Endpoints that came or went in them."""
+    """Of the endpoint set."""
+    deltas: int
+    """That they came to, in force one after the other."""
     syn_retransmits: int
 
 
 async def churn(pattern: Pattern, family: Family, connections: int, *, at_once: int, rate: float) -> Report:
-    """Connect, and change at most `rate` times a second meanwhile."""
+    """Connect, and change `rate` times a second meanwhile. While the data plane is busy, changes become one delta."""
     at = AT[family]
     with World() as world:
         places = [
@@ -63,8 +67,8 @@ async def churn(pattern: Pattern, family: Family, connections: int, *, at_once: 
             key = BackendSetKey(ServicePortName("ns", "s", "tcp", Protocol.TCP), family, Scope.CLUSTER)
             async with asyncio.TaskGroup() as group:
                 load_task = group.create_task(process.run(), name="load")
-                changes, endpoints = await _change(stage.plane, key, _changes(pattern, backends), rate, load_task.done)
-            return Report(load_task.result(), changes, endpoints, world.syn_retransmits())
+                changes, deltas = await _change(stage.plane, key, _changes(pattern, backends), rate, load_task.done)
+            return Report(load_task.result(), changes, deltas, world.syn_retransmits())
 
 
 def _places(count: int) -> list[tuple[str, int]]:
@@ -97,14 +101,16 @@ def _changes(pattern: Pattern, backends: list[Backend]) -> Iterator[Change]:
 async def _change(
     plane: Dataplane, key: BackendSetKey, changes: Iterator[Change], rate: float, done: Callable[[], bool]
 ) -> tuple[int, int]:
-    """Changes and endpoints in them, until `done`."""
-    count = endpoints = 0
+    """Changes, and deltas that were in force one after the other, until `done`."""
+    made = deltas = 0
+    waiting = DeltaBuffer()
     started = time.monotonic()
-    for came, went in changes:
-        if done():
-            break
-        await plane.apply(FrontendDelta(backends=(BackendSetDelta(key, came, went),)))
-        count += 1
-        endpoints += len(came) + len(went)
-        await asyncio.sleep(max(0.0, started + count / rate - time.monotonic()))
-    return count, endpoints
+    while not done():
+        for came, went in islice(changes, int((time.monotonic() - started) * rate) - made):
+            waiting.put(FrontendDelta(backends=(BackendSetDelta(key, came, went),)))
+            made += 1
+        if waiting:
+            await plane.apply(waiting.take())
+            deltas += 1
+        await asyncio.sleep(max(0.0, started + (made + 1) / rate - time.monotonic()))
+    return made, deltas

@@ -10,7 +10,7 @@ from typing import Self, cast
 
 from svcproxy.model.meta import Protocol
 
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds that a client waits for an answer or a refusal it expects."""
 SILENCE = 0.3
 """Seconds after which a client that expects no answer believes it."""
@@ -18,6 +18,10 @@ SILENCE_FOR_TWO = 1.5
 """The same where a refusal may answer only the second SYN, which comes after a second."""
 ANSWER_OCTETS = 512
 BACKLOG = 1024
+DATAGRAMS_AT_ONCE = 256
+SO_RCVBUFFORCE = 33
+DATAGRAM_BUFFER = 4 << 20
+"""Octets that may wait for a UDP server."""
 
 _questions = itertools.count(1)
 
@@ -68,27 +72,41 @@ class Server:
             self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._sock.bind((ip, port))
         self._stream = protocol is Protocol.TCP
-        self._endpoint: asyncio.Server | asyncio.DatagramTransport | None = None
+        if not self._stream:
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, DATAGRAM_BUFFER)
+        self._endpoint: asyncio.Server | asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         if self._stream:
             self._endpoint = await loop.create_server(lambda: _Connection(self), sock=self._sock, backlog=BACKLOG)
         else:
-            self._endpoint, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=self._sock)
+            self._endpoint = loop
+            loop.add_reader(self._sock, self._answer_datagrams)
 
     def close(self) -> None:
         """Take no new clients. Connections stay."""
-        if self._endpoint is None:
-            self._sock.close()
-        else:
+        if isinstance(self._endpoint, asyncio.Server):
             self._endpoint.close()
+            return
+        if self._endpoint is not None:
+            self._endpoint.remove_reader(self._sock)
+        self._sock.close()
 
     def abort(self) -> None:
         """Close everything at once."""
         self.close()
         for connection in list(self.connections):
             connection.abort()
+
+    def _answer_datagrams(self) -> None:
+        """Many in one turn of the loop: so they may come."""
+        with suppress(BlockingIOError):
+            for _ in range(DATAGRAMS_AT_ONCE):
+                question, address = self._sock.recvfrom(ANSWER_OCTETS)
+                self.sources.append(address[0])
+                with suppress(OSError):  # nobody waits for it any more
+                    self._sock.sendto(self.answer(address[0], question), address)
 
     def answer(self, source: str, question: bytes) -> bytes:
         return b" ".join((self.name.encode(), source.encode(), question))
@@ -109,18 +127,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self._transport)
-
-
-class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.DatagramTransport", transport)  # asyncio's own is no subclass before 3.13
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._server.sources.append(addr[0])
-        self._transport.sendto(self._server.answer(addr[0], data), addr)
 
 
 class Flow:

@@ -182,6 +182,7 @@ async def test_t49_nft_lists_everything_with_and_without_a_process(family: Famil
                 assert at.cluster_ip in listing
                 if form:
                     assert json.loads(listing)["nftables"]
+                    break  # `persist` alone, which nft 1.0.6 does not know, it writes as whatever its memory holds
                 await stage.stop()
 
 

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.netns
 
 AT_A_TIME = 20
 """Connections tried together, again and again."""
+PACE = 0.05
+"""Seconds between two times: source ports are not used twice in a test."""
 IPV4 = AT[Family.IPV4]
 TARGET = (IPV4.cluster_ip, 80)
 
@@ -56,7 +58,9 @@ class Node:
         self.objects.mkdir()
         self._directory = directory
         self._agents: list[AgentProcess] = []
-        config = {"dataplane": {"mode": "nftables"}, "admin": {"health_listen": None, "metrics_listen": None}}
+        # Who is no pod is masqueraded, so that replies from the other node come back this way.
+        dataplane = {"mode": "nftables", "cluster_cidrs": [IPV4.pods]}
+        config = {"dataplane": dataplane, "admin": {"health_listen": None, "metrics_listen": None}}
         (directory / "config.yaml").write_text(json.dumps(config))
 
     async def agent(self, instance: str = "", *, ready: bool = True) -> AgentProcess:
@@ -101,18 +105,20 @@ def node(world: World, tmp_path: Path) -> Iterator[Node]:
 async def load(node: Node) -> AsyncIterator[Counter[Outcome]]:
     """Connections from a pod and from outside, all the time; at the end every one of them was served."""
     met = Counter[Outcome]()
+    going_on = True
 
     async def connect(place: str) -> None:
-        while True:
+        while going_on:
             met.update(await node.world.attempts(AT_A_TIME, place, Protocol.TCP, TARGET))
+            await asyncio.sleep(PACE)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(connect(place), name=place) for place in ("p1", "x")]
+        for place in ("p1", "x"):
+            group.create_task(connect(place), name=place)
         yield met
         before = met.total()
         await eventually(lambda: met.total() > before + 4 * AT_A_TIME, "the load goes on")
-        for task in tasks:
-            task.cancel()
+        going_on = False
     assert [outcome for outcome in met if not isinstance(outcome, Served)] == []
 
 

@@ -59,7 +59,11 @@ def test_the_kernel_filters(world: World) -> None:
             (Filter(family, Protocol.SCTP), 0),
         ):
             sock.send(ctnetlink.list_flows(wanted, 1))
-            listed = [answer for octets in netfilter.datagrams(sock) for answer in ctnetlink.parse(octets)]
+            listed = [
+                answer
+                for octets in netfilter.datagrams(sock, bytearray(netfilter.DATAGRAM_OCTETS))
+                for answer in ctnetlink.parse(octets)
+            ]
             assert len(listed) - 1 == count, wanted
 
 

@@ -12,7 +12,7 @@ import pytest
 from svcproxy.dataplane.contract import APPLIED
 from svcproxy.dataplane.nftables import messages, tables
 from svcproxy.dataplane.nftables.elements import encode
-from svcproxy.dataplane.nftables.messages import Element, Request, TableFlag
+from svcproxy.dataplane.nftables.messages import Element, Request, Table, TableFlag
 from svcproxy.dataplane.nftables.operations import SetName
 from svcproxy.dataplane.nftables.plane import INLINE_CHANGES, Ground, NftablesDataplane
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -285,3 +285,19 @@ async def test_lent_while_at_work_it_is_let_go_when_that_is_done(routed: Routed)
         assert not await plane.resync(table)
         assert plane.totals.rejections == successor.totals.operations == 0
         assert plane.owned
+
+
+async def test_a_storm_of_changes_by_others_is_nothing_to_owned_tables(routed: Routed) -> None:
+    """It comes while everything is read, and is more than can be heard of."""
+    with routed.node.entered():
+        kernel, other = Interrupting(asyncio.get_running_loop()), Kernel()
+    table = table_of(*MANY)
+    theirs = Table(Family.IPV4, "theirs")
+    storm = [messages.new_table(theirs), *(messages.new_chain(theirs, f"c{number}") for number in range(60_000))]
+    with other:
+        async with routed.plane(Ground(), lambda: kernel) as plane:
+            kernel.at, kernel.interrupt = 1, lambda: other.load(storm)
+            await plane.resync(table)
+            assert len(other.chains(theirs)) == len(storm) - 1
+            assert await plane.apply(change(ONE, removed=FOUR[:1])) == {ONE.key: APPLIED}
+            assert plane.foreign_changes == 0

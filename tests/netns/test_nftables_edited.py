@@ -10,8 +10,11 @@ import pytest
 
 from svcproxy.dataplane.contract import APPLIED
 from svcproxy.dataplane.nftables.layout import Surroundings
-from svcproxy.dataplane.nftables.messages import TableFlag
+from svcproxy.dataplane.nftables.messages import Element, TableFlag, new_elements
+from svcproxy.dataplane.nftables.operations import SetName
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
+from svcproxy.dataplane.nftables.tables import TABLES
+from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.frontends.keys import FrontendKind
 from svcproxy.frontends.table import FrontendTable
 from svcproxy.model.meta import Family
@@ -86,17 +89,21 @@ V4 = "10.96.0.1 . tcp . 80"
 V6 = "fd96::a:1 . tcp . 80"
 EDITS = [
     pytest.param(["delete element {t} class {{ {k} }}"], id="verdict deleted"),
-    pytest.param(["delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : drop }}"], id="verdict: drop"),
     pytest.param(
-        ["delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : accept }}"], id="verdict: accept"
+        ["delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : 2000:0 }}"], id="verdict: drop"
     ),
     pytest.param(
-        ["delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : jump n3 }}"], id="verdict: jump"
+        ["delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : 1:77 }}"], id="verdict: no chain's"
     ),
+    pytest.param(["delete element {t} ways {{ 0:3 }}"], id="way deleted"),
+    pytest.param(["delete element {t} ways {{ 0:3 }}", "add element {t} ways {{ 0:3 : accept }}"], id="way: accept"),
+    pytest.param(["delete element {t} ways {{ 0:3 }}", "add element {t} ways {{ 0:3 : jump n3 }}"], id="way: jump"),
     pytest.param(
-        ["add chain {t} own", "delete element {t} class {{ {k} }}", "add element {t} class {{ {k} : goto own }}"],
-        id="verdict: another chain",
+        ["add chain {t} own", "delete element {t} ways {{ 0:3 }}", "add element {t} ways {{ 0:3 : goto own }}"],
+        id="way: another chain",
     ),
+    pytest.param(["add element {t} ways {{ 7:7 : drop }}"], id="way added"),
+    pytest.param(["flush map {t} ways", "flush map {t} admittedways"], id="ways flushed"),
     pytest.param(["flush map {t} class"], id="verdicts flushed"),
     pytest.param(["delete element {t} ep {{ {k} . 1 }}"], id="slot deleted"),
     pytest.param(
@@ -139,10 +146,10 @@ EDITS = [
         ["add chain {t} mine {{ type filter hook forward priority 0; policy drop; }}", "add rule {t} mine drop"],
         id="base chain of their own",
     ),
-    pytest.param(["add element {t} class {{ {v} . dccp . 80 : drop }}"], id="another protocol"),
-    pytest.param(["add element {t} class {{ {v} . 253 . 80 : accept }}"], id="a protocol without name"),
-    pytest.param(["add element {t} class {{ {v} . tcp . 81 : n3verdict }}"], id="another frontend"),
-    pytest.param(["add element {t} npclass {{ dccp . 80 : drop }}"], id="node port of another protocol"),
+    pytest.param(["add element {t} class {{ {v} . dccp . 80 : 2000:0 }}"], id="another protocol"),
+    pytest.param(["add element {t} class {{ {v} . 253 . 80 : 2000:0 }}"], id="a protocol without name"),
+    pytest.param(["add element {t} class {{ {v} . tcp . 81 : 0:3 }}"], id="another frontend"),
+    pytest.param(["add element {t} npclass {{ dccp . 80 : 2000:0 }}"], id="node port of another protocol"),
     pytest.param(["add element {t} srcok {{ {v} . tcp . 80-90 . {p} }}"], id="source range of several ports"),
     pytest.param(["add element {t} srcok {{ {v} . dccp . 80 . {p} }}"], id="source range of another protocol"),
     pytest.param(["add element {t} srcok {{ {v} . tcp . 80 . {r} }}"], id="source range that is no CIDR"),
@@ -150,7 +157,7 @@ EDITS = [
     pytest.param(["add element {t} svccidr {{ {r} }}"], id="range that is no CIDR"),
     pytest.param(["flush set {t} svccidr", "add element {t} svccidr {{ {a} }}"], id="range of everything"),
     pytest.param(["add element {t} nodeips {{ {v} }}"], id="node address"),
-    pytest.param(["add element {t} class {{ * : drop }}"], id="verdict for all others"),
+    pytest.param(["add element {t} class {{ * : 2000:0 }}"], id="verdict for all others"),
     pytest.param(["add element {t} ep {{ * : {b} . 9 }}"], id="slot for all others"),
     pytest.param(["add element {t} nodeips {{ * }}"], id="all others are node addresses"),
     pytest.param(["add element {t} srcok {{ * }}"], id="all other sources"),
@@ -173,8 +180,7 @@ async def test_an_edit_is_heard_of_and_undone(
     routed: Routed, plane: NftablesDataplane, family: Family, edits: list[str]
 ) -> None:
     before = listed(routed)
-    spelled = [each.format(**SPELLED[family]).replace("n3verdict", "goto n3") for each in edits]
-    routed.nft("\n".join(spelled))
+    routed.nft("\n".join(each.format(**SPELLED[family]) for each in edits))
     async with asyncio.timeout(PATIENCE):
         await plane.damaged()
     await plane.resync(world())
@@ -183,3 +189,18 @@ async def test_an_edit_is_heard_of_and_undone(
     assert not await plane.resync(world())
     assert not plane.refused
     assert await plane.apply(change(PLAIN[family], removed=BACKENDS[family][:1])) == {PLAIN[family].key: APPLIED}
+
+
+@FAMILIES
+async def test_what_nft_cannot_say_is_undone(routed: Routed, plane: NftablesDataplane, family: Family) -> None:
+    """An element for all other addresses, in a set of ranges: nft 1.0.6 crashes when it lists or adds one."""
+    names = (SetName.SVC_CIDR, SetName.POD_CIDR, SetName.NP_SRC_OK)
+    before = listed(routed)
+    with routed.node.entered(), Kernel() as other:
+        added = [each for name in names for each in new_elements(TABLES[family], name, [Element(b"")])]
+        assert other.commit(added) == Committed()
+    async with asyncio.timeout(PATIENCE):
+        await plane.damaged()
+    await plane.resync(world())
+    assert listed(routed) == before
+    assert not plane.refused

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from svcproxy.dataplane.contract import APPLIED, Refused
-from svcproxy.dataplane.nftables import messages, netfilter
+from svcproxy.dataplane.nftables import messages
 from svcproxy.dataplane.nftables.elements import packed
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request
 from svcproxy.dataplane.nftables.plane import NftablesDataplane
@@ -416,10 +416,10 @@ async def test_answers_to_an_earlier_request_are_passed_over(
 async def test_an_answer_that_is_cut_is_a_loss(
     routed: Routed, refusing: tuple[NftablesDataplane, Refusing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plane, _ = refusing
+    plane, kernel = refusing
     table = table_of(GOOD)
     with monkeypatch.context() as patch:
-        patch.setattr(netfilter, "DATAGRAM_OCTETS", 24)
+        patch.setattr(kernel, "_buffer", bytearray(24))
         with pytest.raises(DataplaneLost, match="24 octets"):
             await plane.resync(table)
     await plane.resync(table)

@@ -100,7 +100,7 @@ async def test_owned_tables_are_safe_from_others(routed: Routed) -> None:
 
 async def test_a_second_data_plane_is_told_who_has_the_tables(routed: Routed, holder: subprocess.Popen[str]) -> None:
     async with routed.serving(), routed.plane(OWNING) as plane:
-        with pytest.raises(TableTaken, match=rf"table IPv4 svcproxy belongs to python\S* \(process {holder.pid}\)"):
+        with pytest.raises(TableTaken, match=rf"table IPv4 svcproxy belongs to process {holder.pid} "):
             await plane.resync(FrontendTable())
         with pytest.raises(DataplaneLost):
             await plane.apply(FrontendDelta())

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surrounds the frontends comes into force at run time, on the real kernel."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from svcproxy.agent.nftables_plane import open_nftables
 from svcproxy.agent.surroundings import derive
-from svcproxy.config import DataplaneConfig
+from svcproxy.config import Config, DataplaneConfig
+from svcproxy.dataplane.nftables.layout import TABLE, Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
 from svcproxy.dataplane.nftables.plane import Ground, NftablesDataplane
 from svcproxy.frontends.table import FrontendTable
@@ -15,6 +18,7 @@ from svcproxy.model import Node, ObjectMeta, ServiceCIDR
 from svcproxy.model.meta import Family, Protocol
 from svcproxy.model.node import NodeMeta
 from svcproxy.model.service_cidr import ServiceCIDRSpec
+from svcproxy.testing.admin import example_state
 from svcproxy.testing.traffic import SILENCE, Client, Met, Server, serving
 from tests.netns.namespaces import Namespace
 
@@ -41,7 +45,7 @@ async def test_ranges_of_services_are_silent_but_for_what_others_serve(stack: Ex
     node.connect(pod, "veth1", 1)
     node.connect(outside, "up0", 3)
     node.ip("route", "add", "default", "via", UPSTREAM[family])
-    outside.ip("addr", "add", UNUSED[family], "dev", "lo")
+    outside.ip("addr", "add", UNUSED[family], "dev", "lo", *(["nodad"] if family is Family.IPV6 else []))
     with outside.entered():
         server = Server("outside", Protocol.TCP, UNUSED[family], 80)
     with node.entered():
@@ -69,3 +73,27 @@ async def test_ranges_of_services_are_silent_but_for_what_others_serve(stack: Ex
         await put_in_force(RANGES, ())
         assert await ask(SILENCE) == Met.SILENCE
         assert len(server.seen) == 2, "nothing leaves the node"
+
+
+async def test_what_arrives_while_others_are_looked_for_is_in_the_first_rules(stack: ExitStack) -> None:
+    node = stack.enter_context(Namespace())
+    config = Config(dataplane=DataplaneConfig(beside_others=True))
+    known = Surroundings()
+
+    def ground() -> Ground:
+        return Ground(table_flags=TableFlag.NONE, surroundings=known)
+
+    with node.entered():
+        async with asyncio.TaskGroup() as group:
+            opening = group.create_task(
+                open_nftables(config, ground, lambda _port, _family: frozenset(), example_state()), name="opening"
+            )
+            await asyncio.sleep(0)
+            assert not opening.done()
+            known = Surroundings(service_cidrs=("10.96.0.0/16",))
+            plane = await opening
+            upkeep = group.create_task(plane.run(lambda _cause: None), name="upkeep")
+            await plane.dataplane.resync(FrontendTable())
+            upkeep.cancel()
+        await plane.stop(0)
+    assert "10.96.0.0/16" in node.run("nft", "list", "table", "ip", TABLE)

@@ -26,6 +26,7 @@ from svcproxy.dataplane.nftables.operations import (
     BackendChain,
     Data,
     DeleteElement,
+    EnsureChain,
     Form,
     Key,
     Operation,
@@ -75,7 +76,7 @@ def adopt(
         for key, standing in found.slots_of(table).items()
     }
     renderer = Renderer(hairpin_cidrs, known, found.ids_of(table))
-    renderer.render(
+    rendered = renderer.render(
         FrontendDelta(
             frontends=tuple(table.frontends.values()),
             backends=tuple(
@@ -86,9 +87,17 @@ def adopt(
             health_checks=tuple(table.health_checks.values()),
         )
     )
-    missing = tuple(each for each in renderer.chains() if (each.family, each.chain) not in known)
-    elements = (*surrounding_elements(surroundings), *renderer.elements())
-    phases = compare(held, {(each.family, each.set, each.key): each.data for each in elements})
+    around, wholly = surrounding_elements(surroundings), rendered.phases
+    if not held:
+        return renderer, Phases(wholly.grow, (*around, *wholly.flip), wholly.shrink)
+    missing = [each for each in wholly.grow if isinstance(each, EnsureChain)]
+    wanted = {
+        (each.family, each.set, each.key): each.data
+        for some in (around, wholly.grow, wholly.flip)
+        for each in some
+        if isinstance(each, AddElement)
+    }
+    phases = compare(held, wanted)
     return renderer, Phases((*missing, *phases.grow), phases.flip, phases.shrink)
 
 
@@ -100,8 +109,10 @@ def compare(held: Contents, wanted: Contents) -> Phases:
     grow: list[Operation] = []
     flip: list[tuple[int, AddElement | ReplaceElement | DeleteElement]] = []
     shrink: list[Operation] = []
-    for place, data in sorted(wanted.items(), key=lambda item: _rank(item[0])):
-        name = place[1]
+    came = [place for place, data in wanted.items() if place not in held or held[place] != data]
+    went = [place for place in held if place not in wanted]
+    for place in sorted(came, key=_rank):
+        name, data = place[1], wanted[place]
         if place not in held:
             if name in _ENTRIES or SETS[name].interval:
                 flip.append((2, AddElement(*place, data)))
@@ -112,9 +123,9 @@ def compare(held: Contents, wanted: Contents) -> Phases:
                 flip.append((1, ReplaceElement(*place, data)))
             else:
                 grow.append(ReplaceElement(*place, data))
-    for place in sorted(held, key=_rank, reverse=True):
+    for place in sorted(went, key=_rank, reverse=True):
         name = place[1]
-        if place in wanted or name in KEPT_BY_RULES:
+        if name in KEPT_BY_RULES:
             continue
         if name in _ENTRIES or SETS[name].interval:
             flip.append((0, DeleteElement(*place)))
@@ -174,7 +185,7 @@ class _Found:
     def slots_of(self, table: FrontendTable) -> dict[BackendSetKey, Mapping[int, Backend]]:
         """Of each set, what the frontend with the most slots has."""
         best: dict[BackendSetKey, Mapping[int, Backend]] = {}
-        for frontend in table.frontends.values():
+        for frontend in table.frontends.values() if self._standing else ():
             for scope in Scope:
                 standing = self._standing.get((frontend.family, form_of(frontend.key), prefix_of(frontend.key), scope))
                 key = frontend.backend_set(scope)

@@ -4,7 +4,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_IDS, PORT_SHIFT, TAG_BIT
+from svcproxy.dataplane.nftables.layout import AFFINITY_TIMEOUT_MAX, BACKEND_IDS, PORT_IDS, PORT_SHIFT, TAG_BIT
 from svcproxy.frontends.keys import Backend, BackendSetKey, ServicePortName
 from svcproxy.model.meta import Family
 
@@ -72,6 +72,7 @@ class Affinity:
 
     def timeout(self, wanted: int) -> int:
         """The time-out that serves: the wanted one, or the nearest when there are `TIMEOUTS_MAX` others."""
+        wanted = min(wanted, AFFINITY_TIMEOUT_MAX)
         if wanted in self._timeouts or len(self._timeouts) < TIMEOUTS_MAX:
             self._timeouts.add(wanted)
             return wanted

@@ -14,11 +14,14 @@ import msgspec
 from svcproxy.dataplane.nftables.expressions import NFPROTO, Code, Verdict
 from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, Kind, Table, TableFlag
 from svcproxy.dataplane.nftables.netlink import (
+    ATTRIBUTE,
     NLM_F_DUMP_INTR,
     NLMSG_DONE,
     NLMSG_ERROR,
+    TYPE_MASK,
     ErrorReport,
     Message,
+    aligned,
     attributes,
     error_report,
     messages,
@@ -27,22 +30,19 @@ from svcproxy.errors import DecodeError
 from svcproxy.model.meta import Family
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """The kernel's word on one request; `errno` 0 acknowledges it."""
 
     report: ErrorReport
 
 
-@dataclass(frozen=True, slots=True)
-class ListEnd:
+class ListEnd(msgspec.Struct, frozen=True, gc=False):
     """A list is complete, or with an `errno` ends before."""
 
     report: ErrorReport
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(msgspec.Struct, frozen=True, gc=False):
     """The ruleset's state and who brought it about."""
 
     number: int
@@ -76,7 +76,7 @@ class ObjectState:
     """Of a rule: its chain's."""
     handle: int
     use: int
-    """References, as far as the kernel says."""
+    """References to a chain, elements of a set (Linux 6.17); 0 where the kernel does not say."""
     leads_to: str = ""
     """Of a rule: the chain it jumps or goes to; empty if it does neither."""
     policy: int | None = None
@@ -93,8 +93,7 @@ class StoredElement(msgspec.Struct, frozen=True, gc=False):
     octets: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Elements:
+class Elements(msgspec.Struct, frozen=True, gc=False):
     """Some of the elements of a set or map, or those that went."""
 
     removed: bool
@@ -106,8 +105,7 @@ class Elements:
 Content = Reply | ListEnd | Generation | TableState | ObjectState | Elements
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """One message, understood."""
 
     sequence: int
@@ -127,6 +125,9 @@ def parse(datagram: bytes) -> Iterator[Answer]:
             yield Answer(message.sequence, message.port, bool(message.flags & NLM_F_DUMP_INTR), content)
 
 
+COUNTERS_KEPT = 1024
+"""Decoded counters remembered: most have counted nothing yet."""
+
 _FAMILIES = {number: family for family, number in NFPROTO.items()}
 _SUBSYSTEM = 10
 _NFGENMSG_OCTETS = 4
@@ -139,7 +140,7 @@ _OBJECTS = {
     Kind.DELETE_SET: (Kind.NEW_SET, True),
 }
 """Kind of message: kind of object, whether it went."""
-_OBJECT_ATTRIBUTES = {Kind.NEW_CHAIN: (3, 2, 6), Kind.NEW_RULE: (2, 3, 0), Kind.NEW_SET: (2, 16, 0)}
+_OBJECT_ATTRIBUTES = {Kind.NEW_CHAIN: (3, 2, 6), Kind.NEW_RULE: (2, 3, 0), Kind.NEW_SET: (2, 16, 20)}
 """NFTA_*: name, handle, use; 0 where there is none."""
 _VERDICT_MASK = 0xFF
 """NF_VERDICT_MASK: ACCEPT, DROP and QUEUE may carry more in the bits above."""
@@ -223,29 +224,68 @@ def _comment(user_data: bytes) -> str:
 
 
 def _elements(family: Family, said: dict[int, bytes], *, removed: bool) -> Elements:
-    listed = tuple(_element(dict(attributes(each))) for _, each in attributes(said.get(3, b"")))
-    return Elements(removed, Table(family, _text(said, 1)), _text(said, 2), listed)
+    listed = said.get(3, b"")
+    return Elements(removed, Table(family, _text(said, 1)), _text(said, 2), tuple(_listed(listed)))
 
 
-def _element(said: dict[int, bytes]) -> StoredElement:
-    element = Element(
-        key=_value(said.get(1, b"")),
-        data=_data(said[2]) if 2 in said else None,
-        key_end=_value(said[10]) if 10 in said else b"",
-        timeout_ms=_number(said, 4),
-        interval_end=bool(_number(said, 3) & 1),
-    )
-    packets, octets = _counted(said[7]) if 7 in said else (0, 0)
-    return StoredElement(element, _number(said, 5), packets, octets)
+def _listed(octets: bytes) -> Iterator[StoredElement]:
+    at, end = 0, len(octets)
+    while at < end:
+        after, _ = _attribute(octets, at, end)
+        yield _element(octets, at + ATTRIBUTE.size, after)
+        at = aligned(after)
 
 
-def _value(payload: bytes) -> bytes:
-    return dict(attributes(payload)).get(1, b"")
+def _element(octets: bytes, at: int, end: int) -> StoredElement:
+    """By offsets, with no list of attributes in between: there are hundreds of thousands of elements."""
+    key = key_end = b""
+    data: bytes | Verdict | None = None
+    timeout_ms = expires_ms = flags = packets = counted_octets = 0
+    while at < end:
+        after, kind = _attribute(octets, at, end)
+        start = at + ATTRIBUTE.size
+        match kind:
+            case 1:
+                key = _value(octets, start, after)
+            case 2:
+                data = _data(octets, start, after)
+            case 3:
+                flags = int.from_bytes(octets[start:after])
+            case 4:
+                timeout_ms = int.from_bytes(octets[start:after])
+            case 5:
+                expires_ms = int.from_bytes(octets[start:after])
+            case 7:
+                packets, counted_octets = _counted(octets[start:after])
+            case 10:
+                key_end = _value(octets, start, after)
+            case _:
+                pass
+        at = aligned(after)
+    element = Element(key, data, key_end, timeout_ms, bool(flags & 1))
+    return StoredElement(element, expires_ms, packets, counted_octets)
 
 
-def _data(payload: bytes) -> bytes | Verdict:
-    said = dict(attributes(payload))
-    return _verdict(said[2]) if 2 in said else said.get(1, b"")
+def _attribute(octets: bytes, at: int, end: int) -> tuple[int, int]:
+    """Where the attribute ends, padding not counted, and its type. Raises `DecodeError` where its length is wrong."""
+    if end - at < ATTRIBUTE.size:
+        raise DecodeError("netlink attribute cut short")
+    length, kind = ATTRIBUTE.unpack_from(octets, at)
+    if not ATTRIBUTE.size <= length <= end - at:
+        raise DecodeError(f"netlink attribute of {length} octets, {end - at} are there")
+    return at + length, kind & TYPE_MASK
+
+
+def _value(octets: bytes, at: int, end: int) -> bytes:
+    after, kind = _attribute(octets, at, end) if at < end else (at, 0)
+    return octets[at + ATTRIBUTE.size : after] if kind == 1 else b""
+
+
+def _data(octets: bytes, at: int, end: int) -> bytes | Verdict:
+    _, kind = _attribute(octets, at, end) if at < end else (at, 0)
+    if kind == 1:
+        return _value(octets, at, end)
+    return _verdict(dict(attributes(octets[at:end])).get(2, b""))
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)
@@ -259,6 +299,7 @@ def _verdict(payload: bytes) -> Verdict:
         raise DecodeError(f"verdict {code}: {exc}") from exc
 
 
+@lru_cache(maxsize=COUNTERS_KEPT)
 def _counted(expression: bytes) -> tuple[int, int]:
     """Packets and octets, if the expression is a counter."""
     said = dict(attributes(expression))

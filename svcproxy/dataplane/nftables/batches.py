@@ -5,12 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from svcproxy.dataplane.nftables import elements
 from svcproxy.dataplane.nftables import messages as nft
-from svcproxy.dataplane.nftables.elements import encode
 from svcproxy.dataplane.nftables.layout import SETS
-from svcproxy.dataplane.nftables.messages import Element, Request
+from svcproxy.dataplane.nftables.messages import Request
 from svcproxy.dataplane.nftables.operations import (
     AddElement,
+    DeleteElement,
     EnsureChain,
     Operation,
     ReplaceElement,
@@ -27,8 +28,8 @@ ELEMENTS_PER_REQUEST = 500
 ELEMENTS_PER_SUSPECT = 10
 """The kernel names one element of each request that it refuses: smaller requests let it name more at once."""
 
-_Sourced = list[tuple[Element, Operation]]
-_Groups = dict[tuple[Family, SetName], _Sourced]
+
+_RANGED = frozenset(name for name, spec in SETS.items() if spec.interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,21 @@ def cut(operations: Sequence[Operation], size: int = OPERATIONS_PER_BATCH) -> It
         yield operations[start:]
 
 
-def compose(operations: Iterable[Operation], elements: int = ELEMENTS_PER_REQUEST) -> Batch:
-    """One batch: chains, then what goes, then what comes. `elements`: in one request, at most."""
+def at_once(grow: Iterable[Operation]) -> bool:
+    """Whether what nothing refers to yet may come in one batch with what refers to it.
+
+    Elements of a batch take effect at one instant. But packets on their way keep the rules with which they began, and
+    find new chains empty; and ranges take effect a moment after all else.
+    """
+    return not any(isinstance(each, EnsureChain) or each.set in _RANGED for each in grow)
+
+
+def compose(operations: Iterable[Operation], size: int = ELEMENTS_PER_REQUEST) -> Batch:
+    """One batch: chains, then what goes, then what comes. `size`: elements in one request, at most."""
     requests: list[Request] = []
     origins: list[tuple[Operation, ...]] = []
-    going: _Groups = defaultdict(list)
-    coming: _Groups = defaultdict(list)
+    going: defaultdict[_Place, list[ReplaceElement | DeleteElement]] = defaultdict(list)
+    coming: defaultdict[_Place, list[AddElement | ReplaceElement]] = defaultdict(list)
     for operation in operations:
         if isinstance(operation, EnsureChain):
             made = tuple(backend_chain(operation.family, operation.chain))
@@ -72,26 +82,45 @@ def compose(operations: Iterable[Operation], elements: int = ELEMENTS_PER_REQUES
             continue
         place = operation.family, operation.set
         if not isinstance(operation, AddElement):
-            going[place] += ((each, operation) for each in encode(operation.set, operation.key))
-        if isinstance(operation, AddElement | ReplaceElement):
-            coming[place] += ((each, operation) for each in encode(operation.set, operation.key, operation.data))
-    for (family, name), sourced in going.items():
-        counted = SETS[name].counter
-        for part, sources in _parts(sourced, elements):
-            requests += nft.delete_elements(TABLES[family], name.value, part, echo=counted)
+            going[place].append(operation)
+        if not isinstance(operation, DeleteElement):
+            coming[place].append(operation)
+    for (family, name), removals in going.items():
+        for contents, sources in _parts(size, *_taken_out(name, removals)):
+            requests += nft.delete_contents(TABLES[family], name, contents, echo=SETS[name].counter)
             origins.append(sources)
-    for (family, name), sourced in coming.items():
-        for part, sources in _parts(sourced, elements):
-            requests += nft.new_elements(TABLES[family], name.value, part)
+    for (family, name), additions in coming.items():
+        for contents, sources in _parts(size, *_put_in(name, additions)):
+            requests += nft.new_contents(TABLES[family], name, contents)
             origins.append(sources)
     assert len(requests) == len(origins)
     return Batch(tuple(requests), tuple(origins))
 
 
-def _parts(sourced: _Sourced, size: int) -> Iterator[tuple[list[Element], tuple[Operation, ...]]]:
-    for start in range(0, len(sourced), size):
-        part = sourced[start : start + size]
-        yield [element for element, _ in part], tuple(operation for _, operation in part)
+_Place = tuple[Family, SetName]
+_Sourced = tuple[Sequence[bytes], Sequence[Operation]]
+"""Elements, and the operation that each is for."""
+
+
+def _taken_out(name: SetName, removals: Sequence[ReplaceElement | DeleteElement]) -> _Sourced:
+    if name not in _RANGED:
+        return elements.keys(name, removals), removals
+    found = [(nft.content(each), one) for one in removals for each in elements.encode(name, one.key)]
+    return [octets for octets, _ in found], [one for _, one in found]
+
+
+def _put_in(name: SetName, additions: Sequence[AddElement | ReplaceElement]) -> _Sourced:
+    if name not in _RANGED:
+        return elements.contents(name, additions), additions
+    found = [(nft.content(each), one) for one in additions for each in elements.encode(name, one.key, one.data)]
+    return [octets for octets, _ in found], [one for _, one in found]
+
+
+def _parts(
+    size: int, contents: Sequence[bytes], sources: Sequence[Operation]
+) -> Iterator[tuple[Sequence[bytes], tuple[Operation, ...]]]:
+    for start in range(0, len(contents), size):
+        yield contents[start : start + size], tuple(sources[start : start + size])
 
 
 def _together(left: Operation, right: Operation) -> bool:

@@ -40,6 +40,7 @@ from svcproxy.dataplane.nftables.expressions import (
     vmap,
 )
 from svcproxy.dataplane.nftables.layout import Load, Operand, Random, Rule, Statement
+from svcproxy.dataplane.nftables.ways import WAYS
 from svcproxy.model.meta import Family
 
 Bytecode = tuple[Expression, ...]
@@ -94,7 +95,8 @@ def _statement(statement: Statement, family: Family) -> Sequence[Expression]:  #
                 compare(host_order(0), word=0, op=Compare.NEQ),
             )
         case layout.VerdictOf(name, operands):
-            return (*_load(operands, family), vmap(name, word=0))
+            number = lookup_to(name, word=0, to=0), set_meta(Meta.PRIORITY, word=0), meta(Meta.PRIORITY, to=0)
+            return (*_load(operands, family), *number, vmap(WAYS[name], word=0))
         case layout.SetMark(random):
             return numgen_random(random.size, to=0, offset=random.base), set_meta(Meta.MARK, word=0)
         case layout.SetMarkFrom(name, operands):
@@ -109,9 +111,9 @@ def _statement(statement: Statement, family: Family) -> Sequence[Expression]:  #
         case layout.SendTo(name, operands, clear_mark):
             port = _ADDRESS_OCTETS[family] // 4
             sent = (*_load(operands, family), lookup_to(name, word=0, to=0))
-            unused = _UNUSED_WORD
-            clear = (immediate(host_order(0), to=unused), set_meta(Meta.MARK, word=unused)) if clear_mark else ()
-            return (*sent, *clear, dnat(family, address=0, port=port))
+            zero = immediate(host_order(0), to=_UNUSED_WORD), set_meta(Meta.PRIORITY, word=_UNUSED_WORD)
+            unmark = (set_meta(Meta.MARK, word=_UNUSED_WORD),) if clear_mark else ()
+            return (*sent, *zero, *unmark, dnat(family, address=0, port=port))
         case layout.Masquerade():
             return (masquerade(flags=FULLY_RANDOM_PORTS),)
         case layout.GoTo(chain):

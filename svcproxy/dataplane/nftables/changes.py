@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 from svcproxy.dataplane.nftables.adoption import Place, compare
 from svcproxy.dataplane.nftables.answers import Elements
-from svcproxy.dataplane.nftables.batches import ELEMENTS_PER_REQUEST, ELEMENTS_PER_SUSPECT, Batch, compose, cut
+from svcproxy.dataplane.nftables.batches import (
+    ELEMENTS_PER_REQUEST,
+    ELEMENTS_PER_SUSPECT,
+    Batch,
+    at_once,
+    compose,
+    cut,
+)
 from svcproxy.dataplane.nftables.elements import decode, encode
 from svcproxy.dataplane.nftables.operations import (
     AddElement,
@@ -95,13 +102,22 @@ class Changes:
         What frontends share is passed over if it is there already, or gone, and otherwise tried again by `retry`.
         Raises `DataplaneLost` when nothing can be changed at all.
         """
-        for part in cut([operation for operation in operations if self._possible(operation)]):
+        if self.refused or self._lacking or len(self._families) < len(Family):
+            operations = [operation for operation in operations if self._possible(operation)]
+        for part in cut(operations):
             self._run(part)
+
+    def advance(self, phases: Phases, surplus: Sequence[Operation] = ()) -> None:
+        """What was surplus before, then grow and flip: as one where packets cannot tell."""
+        if at_once(phases.grow):
+            self.run((*surplus, *phases.grow, *phases.flip))
+        else:
+            self.run((*surplus, *phases.grow))
+            self.run(phases.flip)
 
     def carry_out(self, phases: Phases) -> None:
         """All phases, with the pause before the last."""
-        self.run(phases.grow)
-        self.run(phases.flip)
+        self.advance(phases)
         if phases.flip and phases.shrink:
             time.sleep(SHRINK_DELAY)
         self.run(phases.shrink)

@@ -23,7 +23,7 @@ from svcproxy.dataplane.nftables.ctnetlink import (
     refusal,
 )
 from svcproxy.dataplane.nftables.listing import Listing
-from svcproxy.dataplane.nftables.netfilter import datagrams, drain, open_socket
+from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, datagrams, drain, open_socket
 from svcproxy.errors import ConntrackError, DecodeError
 
 BUFFER_OCTETS = 1 << 20
@@ -75,6 +75,7 @@ class Conntrack:
     def __init__(self) -> None:
         """Raises OSError."""
         self._sock = open_socket(BUFFER_OCTETS, BUFFER_OCTETS)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -166,7 +167,7 @@ class Conntrack:
     def _reading(self) -> Iterator[Iterator[bytes]]:
         """What waits in the socket; after an error nothing does, so that it does not keep the next answers out."""
         try:
-            yield datagrams(self._sock)
+            yield datagrams(self._sock, self._buffer)
         except (OSError, DecodeError) as exc:
             drain(self._sock)
             raise ConntrackError(f"netlink: {exc}") from exc

@@ -6,27 +6,28 @@ address space), and one with two keys in a set of concatenations.
 """
 
 import ipaddress
+import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
-from svcproxy.dataplane.nftables.expressions import DROP as DROP_VERDICT
-from svcproxy.dataplane.nftables.expressions import Code, goto
 from svcproxy.dataplane.nftables.expressions import Verdict as StoredVerdict
-from svcproxy.dataplane.nftables.layout import SETS, FieldType, SetSpec
-from svcproxy.dataplane.nftables.messages import Element
+from svcproxy.dataplane.nftables.layout import SETS, FieldType
+from svcproxy.dataplane.nftables.messages import VERDICTS_KEPT, Element, content, plain_content
 from svcproxy.dataplane.nftables.operations import (
-    DROP,
+    FORM_OF,
+    AddElement,
     Data,
+    DeleteElement,
     Drop,
     Field,
     Goto,
     Key,
+    ReplaceElement,
     SetName,
-    Verdict,
-    chain_name,
-    chain_of,
 )
+from svcproxy.dataplane.nftables.ways import NUMBER_OCTETS, number_of, verdict_of
 from svcproxy.model.meta import Family, Protocol
 
 ENCODED_MEMO = 1 << 16
@@ -37,27 +38,68 @@ NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOL_WORDS: dict[Field, bytes] = {protocol: bytes((number, 0, 0, 0)) for protocol, number in NUMBERS.items()}
 _PROTOCOLS = {word: protocol for protocol, word in _PROTOCOL_WORDS.items()}
 _FOREIGN = "0x"
+WORD_OCTETS = 4
 _ADDRESSES = frozenset((FieldType.ADDRESS, FieldType.PREFIX))
 _OCTETS = {Family.IPV4: 4, Family.IPV6: 16}
 _BITS = {Family.IPV4: 32, Family.IPV6: 128}
 
 
+@lru_cache(maxsize=ENCODED_MEMO)
+def packed(ip: str) -> bytes:
+    """An address in network order."""
+    return ipaddress.IPv6Address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
+
+
+_Encoder = Callable[[Any], bytes]
+_ENCODE: dict[FieldType, _Encoder] = {
+    FieldType.ADDRESS: packed,
+    FieldType.PREFIX: packed,
+    FieldType.PROTOCOL: _PROTOCOL_WORDS.__getitem__,
+    FieldType.PORT: struct.Struct(">H2x").pack,
+    FieldType.MARK: struct.Struct("=I").pack,
+}
+_ENCODERS = {
+    name: (tuple(_ENCODE[each] for each in spec.key), tuple(_ENCODE[each] for each in spec.data))
+    for name, spec in SETS.items()
+}
+"""Of the fields of key and data."""
+
+
+def contents(name: SetName, operations: Iterable[AddElement | ReplaceElement]) -> list[bytes]:
+    """The elements that operations put in, of a set without ranges, as requests have them: one for each."""
+    spec = SETS[name]
+    into_key, into_data = _ENCODERS[name]
+    if spec.verdicts:
+        return [plain_content(_joined(into_key, each.key), _number(each.data)) for each in operations]
+    return [plain_content(_joined(into_key, each.key), _joined(into_data, _fields(each.data))) for each in operations]
+
+
+def keys(name: SetName, operations: Iterable[ReplaceElement | DeleteElement]) -> list[bytes]:
+    """The elements that operations take out, likewise."""
+    into_key, _ = _ENCODERS[name]
+    return [
+        plain_content(_joined(into_key, each.key), b"") if len(each.key) > 1 else content(encode(name, each.key)[0])
+        for each in operations
+    ]
+
+
 def encode(name: SetName, key: Key, data: Data = None) -> tuple[Element, ...]:
     """The elements that stand for one of the layout's."""
     spec = SETS[name]
-    stored = _encode_data(spec, data)
+    into_key, into_data = _ENCODERS[name]
+    stored = None if data is None else _number(data) if spec.verdicts else _joined(into_data, _fields(data))
     if len(key) == 1 and str(key[0]).startswith(_FOREIGN):
         first, _, last = str(key[0])[len(_FOREIGN) :].partition("-")
         return (Element(bytes.fromhex(first), stored, bytes.fromhex(last)),)
     if not spec.interval:
-        return (Element(_join(spec.key, key), stored),)
+        return (Element(_joined(into_key, key), stored),)
     low, high = _bounds(str(key[-1]))
     if len(key) == 1:
         start = Element(low.packed)
         if int(high) + 1 == 1 << high.max_prefixlen:
             return (start,)
         return start, Element((high + 1).packed, interval_end=True)
-    shared = _join(spec.key[:-1], key[:-1])
+    shared = _joined(into_key[:-1], key[:-1])
     return (Element(shared + low.packed, key_end=shared + high.packed),)
 
 
@@ -78,16 +120,17 @@ def decode(family: Family, name: SetName, elements: Iterable[Element]) -> Iterat
         yield from (((each,), None) for each in _decode_ranges(family, bounds))
         return
     for element in elements:
-        yield _decode_key(family, spec, element), _decode_data(family, spec, element.data)
+        yield _decode_key(family, name, element), _decode_data(family, name, element.data)
 
 
-def _decode_key(family: Family, spec: SetSpec, element: Element) -> Key:
-    first = _split(family, spec.key, element.key)
+def _decode_key(family: Family, name: SetName, element: Element) -> Key:
+    fields = _KEYS[family, name]
+    first = _split(fields, element.key)
     if first is None:
         return _foreign(element)
-    if not spec.interval:
+    if not SETS[name].interval:
         return first
-    last = _split(family, spec.key, element.key_end or element.key)
+    last = _split(fields, element.key_end or element.key)
     if last is None or last[:-1] != first[:-1]:
         return _foreign(element)
     return (*first[:-1], _range(str(first[-1]), str(last[-1])))
@@ -98,90 +141,68 @@ def _foreign(element: Element) -> Key:
     return (f"{_FOREIGN}{element.key.hex()}{end}",)
 
 
-def _encode_data(spec: SetSpec, data: Data) -> bytes | StoredVerdict | None:
-    match data:
-        case None:
-            return None
-        case Goto(chain):
-            return goto(chain_name(chain))
-        case Drop():
-            return DROP_VERDICT
-        case _:
-            return _join(spec.data, data)
-
-
-def _decode_data(family: Family, spec: SetSpec, data: bytes | StoredVerdict | None) -> Data:
-    match data:
-        case StoredVerdict():
-            return _decode_verdict(data)
-        case bytes() if spec.data:
-            return _split(family, spec.data, data)
-        case _:
-            return None
-
-
-@lru_cache(maxsize=4096)
-def _decode_verdict(data: StoredVerdict) -> Verdict | None:
-    if data.code is Code.DROP:
-        return DROP
-    chain = chain_of(data.chain) if data.code is Code.GOTO else None
-    return None if chain is None else Goto(chain)
-
-
-def _join(types: tuple[FieldType, ...], fields: Key) -> bytes:
-    """A concatenation, each field filled up to whole words."""
-    return b"".join(map(_encode_field, types, fields))
-
-
-def _encode_field(kind: FieldType, value: Field) -> bytes:
-    match kind:
-        case FieldType.ADDRESS | FieldType.PREFIX:
-            return packed(str(value))
-        case FieldType.PROTOCOL:
-            return _PROTOCOL_WORDS[value]
-        case FieldType.PORT:
-            return int(value).to_bytes(2) + b"\0\0"
-        case FieldType.MARK:
-            return int(value).to_bytes(4, sys.byteorder)
-
-
-def _split(family: Family, types: tuple[FieldType, ...], octets: bytes) -> Key | None:
-    """The fields of a concatenation; None if it is none of the layout's."""
-    fields: list[Field] = []
-    offset = 0
-    if len(octets) != sum(_OCTETS[family] if kind in _ADDRESSES else 4 for kind in types):
+def _decode_data(family: Family, name: SetName, data: bytes | StoredVerdict | None) -> Data:
+    if not isinstance(data, bytes):
         return None
-    for kind in types:
-        match kind:
-            case FieldType.ADDRESS | FieldType.PREFIX:
-                length = _OCTETS[family]
-                fields.append(text(octets[offset : offset + length]))
-                offset += length
-            case FieldType.PROTOCOL:
-                protocol = _PROTOCOLS.get(octets[offset : offset + 4])
-                if protocol is None:
-                    return None
-                fields.append(protocol)
-                offset += 4
-            case FieldType.PORT:
-                fields.append(int.from_bytes(octets[offset : offset + 2]))
-                offset += 4
-            case FieldType.MARK:
-                fields.append(int.from_bytes(octets[offset : offset + 4], sys.byteorder))
-                offset += 4
-    return tuple(fields)
+    if SETS[name].verdicts:
+        return verdict_of(FORM_OF[name], int.from_bytes(data, sys.byteorder)) if len(data) == NUMBER_OCTETS else None
+    return _split(_DATA[family, name], data) or None
 
 
-@lru_cache(maxsize=ENCODED_MEMO)
-def packed(ip: str) -> bytes:
-    """An address in network order."""
-    return ipaddress.IPv6Address(ip).packed if ":" in ip else bytes(map(int, ip.split(".")))
+def _joined(encoders: Iterable[_Encoder], fields: Key) -> bytes:
+    """A concatenation, each field filled up to whole words."""
+    return b"".join([encode(field) for encode, field in zip(encoders, fields, strict=True)])
+
+
+@lru_cache(maxsize=VERDICTS_KEPT)
+def _number(verdict: Data) -> bytes:
+    assert isinstance(verdict, Goto | Drop)
+    return number_of(verdict).to_bytes(NUMBER_OCTETS, sys.byteorder)
+
+
+def _fields(data: Data) -> Key:
+    assert data is None or isinstance(data, tuple)
+    return data or ()
 
 
 @lru_cache(maxsize=ENCODED_MEMO)
 def text(octets: bytes) -> str:
     """An address in canonical form."""
-    return str(ipaddress.IPv4Address(octets)) if len(octets) == 4 else str(ipaddress.IPv6Address(octets))
+    return ".".join(map(str, octets)) if len(octets) == 4 else str(ipaddress.IPv6Address(octets))
+
+
+_Decoder = Callable[[bytes], Field | None]
+_Fields = tuple[int, tuple[tuple[int, int, _Decoder], ...]]
+"""A concatenation: its octets, and begin, end and meaning of each field."""
+_DECODE: dict[FieldType, _Decoder] = {
+    FieldType.ADDRESS: text,
+    FieldType.PREFIX: text,
+    FieldType.PROTOCOL: _PROTOCOLS.get,
+    FieldType.PORT: lambda octets: octets[0] << 8 | octets[1],
+    FieldType.MARK: lambda octets: int.from_bytes(octets, sys.byteorder),
+}
+
+
+def _fields_of(family: Family, types: Iterable[FieldType]) -> _Fields:
+    fields, end = [], 0
+    for kind in types:
+        start, end = end, end + (_OCTETS[family] if kind in _ADDRESSES else WORD_OCTETS)
+        fields.append((start, end, _DECODE[kind]))
+    return end, tuple(fields)
+
+
+_KEYS = {(family, name): _fields_of(family, spec.key) for family in Family for name, spec in SETS.items()}
+_DATA = {(family, name): _fields_of(family, spec.data) for family in Family for name, spec in SETS.items()}
+
+
+def _split(fields: _Fields, octets: bytes) -> Key | None:
+    """The fields of a concatenation; None if it is none of the layout's."""
+    length, each = fields
+    if len(octets) != length:
+        return None
+    found = [decode(octets[start:end]) for start, end, decode in each]
+    known = tuple([field for field in found if field is not None])
+    return known if len(known) == len(found) else None
 
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address

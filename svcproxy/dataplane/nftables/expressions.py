@@ -35,6 +35,7 @@ class Base(IntEnum):
 class Meta(IntEnum):
     """NFT_META_*, those used here."""
 
+    PRIORITY = 2
     MARK = 3
     IIF = 4
     OIF = 5

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from svcproxy.dataplane.nftables import layout, tables
+from svcproxy.dataplane.nftables import layout, tables, ways
 from svcproxy.dataplane.nftables import messages as nft
 from svcproxy.dataplane.nftables.bytecode import Bytecode, bytecode, host_order
 from svcproxy.dataplane.nftables.elements import encode
@@ -17,6 +17,7 @@ from svcproxy.dataplane.nftables.expressions import Meta, compare, jump, meta, v
 from svcproxy.dataplane.nftables.layout import DESTINATION, HOOKS, ORIGINAL_DESTINATION, Load, Rule, rules_of
 from svcproxy.dataplane.nftables.messages import Request, Table
 from svcproxy.dataplane.nftables.operations import BackendChain, Data, FixedChain, Form, Goto, Key, SetName
+from svcproxy.dataplane.nftables.ways import WAYS
 from svcproxy.frontends.keys import Scope
 from svcproxy.model.meta import Family, Protocol
 
@@ -51,7 +52,7 @@ FEATURES: Final = (
     Feature("reject", "refusals in NAT chains", rules=((layout.Refuse(),),)),
     Feature(
         "verdict-map",
-        "verdicts by address, protocol and port, counted for each",
+        "verdicts by address, protocol and port, by a number that is counted for each",
         (SetName.CLASS,),
         ((layout.Transport(), layout.VerdictOf(SetName.CLASS, _DESTINATION)),),
         element=((ADDRESS, Protocol.TCP, 80), Goto(FixedChain.REJECT)),
@@ -110,6 +111,10 @@ def requests(feature: Feature, table: Table) -> list[Request]:
             feature.sets[0], _filled(key, table), _filled(data, table) if isinstance(data, tuple) else data
         )
         made += nft.new_elements(table, feature.sets[0].value, encoded)
+        if isinstance(data, Goto):
+            way = WAYS[feature.sets[0]]
+            made.append(nft.new_set(table, ways.described(way, len(feature.sets) + 1)))
+            made += nft.new_elements(table, way, (ways.way(data),))
     return [*made, *unreached(table, feature.name, bytecode(feature.rules, table.family), feature.at)]
 
 

@@ -6,6 +6,8 @@ backend chain, a refusal, or one of two detours: `firewall` admits or drops by s
 `split` looks up in `near` for pods and the node itself and in `far` for everyone else, where a Local policy binds only
 the latter. A backend chain draws a slot and rewrites the destination to what `ep` has for frontend and slot.
 
+An element's verdict is a number in the kernel, which `ways` leads to a chain.
+
 Slots and marks are one number space: see `LOCAL_BIT`, `TAG_BIT`, `PORT_MASK`.
 
 All rules stand in NAT chains, so that packets of established flows meet none. Rules are statements from left to right;
@@ -48,6 +50,11 @@ BACKEND_IDS: Final = 1 << PORT_SHIFT
 """Ids of the backends of one such Service port."""
 PORT_MASK: Final = TAG_BIT | (PORT_IDS - 1) << PORT_SHIFT
 """What is left of an id, as `aff` keys it: the Service port."""
+
+AFFINE_SIZE_BITS: Final = 13
+"""Of the number of a backend chain with affinity, see `ways`: its size less one. The time-out has those above."""
+AFFINITY_TIMEOUT_MAX: Final = (LOCAL_BIT >> AFFINE_SIZE_BITS) - 1
+"""Seconds; the API admits 86,400."""
 
 SLOT_BASE: Final = {Scope.CLUSTER: 0, Scope.LOCAL: LOCAL_BIT}
 """The first slot of each backend set."""

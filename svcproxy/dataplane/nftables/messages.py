@@ -123,13 +123,14 @@ IPV6_ADDR = DataType(8, 16, ByteOrder.NETWORK)
 INET_PROTO = DataType(12, 1, ByteOrder.NONE)
 INET_SERVICE = DataType(13, 2, ByteOrder.NETWORK)
 MARK = DataType(19, 4, ByteOrder.HOST)
+CLASSID = DataType(23, 4, ByteOrder.HOST)
+"""Of the packet's priority."""
 IFNAME = DataType(41, 16, ByteOrder.HOST)
 VERDICT = DataType(0xFFFFFF00, 0, ByteOrder.NONE)
 """Data of a map only, and alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, gc=False):
     """A table's name is its own in each family."""
 
     family: Family
@@ -181,8 +182,7 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """The first key after a range, in a set of intervals without concatenation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One message for the kernel, without the header that gives it its place in a batch."""
 
     kind: Kind
@@ -194,6 +194,31 @@ class Request:
 def concatenation(*fields: bytes) -> bytes:
     """A key or datum of several fields, each filled up to words of four octets."""
     return b"".join(map(padded, fields))
+
+
+def content(element: Element) -> bytes:
+    """An element in octets, without the attribute around it. Raises ValueError, see `new_elements`."""
+    flags = element.interval_end | (not element.key) << 1
+    octets = u32(3, flags) if flags else b""
+    if element.timeout_ms:
+        octets += u64(4, element.timeout_ms)
+    if element.key:
+        octets += _value(1, element.key)
+    if element.key_end:
+        octets += _value(10, element.key_end)
+    match element.data:
+        case None:
+            return octets
+        case bytes():
+            return octets + _value(2, element.data)
+        case verdict:
+            return octets + _verdict(verdict)
+
+
+def plain_content(key: bytes, data: bytes) -> bytes:
+    """The same of an element that is a key, and data unless they are empty; both in whole words."""
+    start = _value_head(1, len(key)) + key
+    return start + _value_head(2, len(data)) + data if data else start
 
 
 def new_table(table: Table, flags: TableFlag = TableFlag.NONE, comment: str = "") -> Request:
@@ -281,7 +306,7 @@ def new_elements(table: Table, name: str, elements: Iterable[Element], *, set_id
     A key that is there already must have the same data, or the kernel refuses it with EEXIST or EBUSY.
     """
     named = u32(4, set_id) if set_id else b""
-    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, named, elements)
+    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, named, map(content, elements))
 
 
 def delete_elements(table: Table, name: str, elements: Iterable[Element], *, echo: bool = False) -> Iterator[Request]:
@@ -290,6 +315,16 @@ def delete_elements(table: Table, name: str, elements: Iterable[Element], *, ech
     With `echo` the kernel says what it took out.
     """
     return _elements(Kind.DELETE_ELEMENTS, NLM_F_ECHO if echo else 0, table, name, b"", map(_bare, elements))
+
+
+def new_contents(table: Table, name: str, contents: Iterable[bytes]) -> Iterator[Request]:
+    """As `new_elements`, of elements as `content` and `plain_content` have them."""
+    return _elements(Kind.NEW_ELEMENTS, NLM_F_CREATE, table, name, b"", contents)
+
+
+def delete_contents(table: Table, name: str, contents: Iterable[bytes], *, echo: bool = False) -> Iterator[Request]:
+    """As `delete_elements`, likewise; data must not be in them."""
+    return _elements(Kind.DELETE_ELEMENTS, NLM_F_ECHO if echo else 0, table, name, b"", contents)
 
 
 def get_generation() -> Request:
@@ -383,6 +418,7 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_BODY = _NFGENMSG.pack(0, 0, 10)
 _MAP, _CONCAT = 0x8, 0x80
 _ELEMENTS = 3
+_LISTED = _ELEMENTS | NESTED
 _TYPE_BITS = 6
 """Of each field in the number of a concatenation."""
 _CONCATENATION = b"\x00\x04" + struct.pack("=I", 13) + b"\x01\x00"
@@ -396,52 +432,43 @@ def _request(kind: Kind, flags: int, table: Table, *attributes: bytes) -> Reques
 
 
 def _elements(
-    kind: Kind, flags: int, table: Table, name: str, set_id: bytes, elements: Iterable[Element]
+    kind: Kind, flags: int, table: Table, name: str, set_id: bytes, contents: Iterable[bytes]
 ) -> Iterator[Request]:
-    named = (text(1, table.name), text(2, name), set_id)
+    head = _elements_head(table, name) + set_id
     room = MAX_ATTRIBUTE_OCTETS - ATTRIBUTE.size
     parts: list[bytes] = []
     octets = 0
-    for element in elements:
-        content = _element(element)
-        if parts and (len(parts) == MAX_ELEMENTS_PER_MESSAGE or octets + ATTRIBUTE.size + len(content) > room):
-            yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
+    for each in contents:
+        length = ATTRIBUTE.size + len(each)
+        if parts and (len(parts) == MAX_ELEMENTS_PER_MESSAGE or octets + length > room):
+            yield Request(kind, flags, head + ATTRIBUTE.pack(ATTRIBUTE.size + octets, _LISTED) + b"".join(parts))
             parts, octets = [], 0
         # nft numbers the elements of a list; the kernel does not look.
-        parts.append(ATTRIBUTE.pack(ATTRIBUTE.size + len(content), NESTED | len(parts) + 1) + content)
-        octets += len(parts[-1])
+        parts.append(ATTRIBUTE.pack(length, NESTED | len(parts) + 1) + each)
+        octets += length
     if parts:
-        yield _request(kind, flags, table, *named, nested(_ELEMENTS, parts))
+        yield Request(kind, flags, head + ATTRIBUTE.pack(ATTRIBUTE.size + octets, _LISTED) + b"".join(parts))
 
 
-def _bare(element: Element) -> Element:
+@lru_cache
+def _elements_head(table: Table, name: str) -> bytes:
+    return _NFGENMSG.pack(NFPROTO[table.family], 0, 0) + text(1, table.name) + text(2, name)
+
+
+def _bare(element: Element) -> bytes:
     """Only what tells it from others."""
-    return Element(element.key, None, element.key_end, 0, element.interval_end)
-
-
-def _element(element: Element) -> bytes:
-    flags = element.interval_end | (not element.key) << 1
-    content = u32(3, flags) if flags else b""
-    if element.timeout_ms:
-        content += u64(4, element.timeout_ms)
-    if element.key:
-        content += _value(1, element.key)
-    if element.key_end:
-        content += _value(10, element.key_end)
-    match element.data:
-        case None:
-            return content
-        case bytes():
-            return content + _value(2, element.data)
-        case verdict:
-            return content + _verdict(verdict)
+    return content(Element(element.key, None, element.key_end, 0, element.interval_end))
 
 
 def _value(kind: int, octets: bytes) -> bytes:
-    length = len(octets)
+    return _value_head(kind, len(octets)) + padded(octets)
+
+
+@lru_cache
+def _value_head(kind: int, length: int) -> bytes:
     if length > MAX_VALUE_OCTETS:
         raise ValueError(f"a key or datum has {MAX_VALUE_OCTETS} octets at most, not {length}")
-    return _KEY.pack(_KEY.size + aligned(length), kind | NESTED, ATTRIBUTE.size + length, 1) + padded(octets)
+    return _KEY.pack(_KEY.size + aligned(length), kind | NESTED, ATTRIBUTE.size + length, 1)
 
 
 @lru_cache(maxsize=VERDICTS_KEPT)

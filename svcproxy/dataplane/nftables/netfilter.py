@@ -39,20 +39,20 @@ def open_socket(send_octets: int, receive_octets: int) -> socket.socket:
     return sock
 
 
-def datagrams(sock: socket.socket) -> Iterator[bytes]:
-    """What the socket holds, read until it holds nothing.
+def datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:
+    """What the socket holds, read until it holds nothing. `buffer`: of `DATAGRAM_OCTETS`, to read into.
 
     Raises OSError when something was lost: ENOBUFS for datagrams there was no room for, EMSGSIZE for one cut short,
     EOVERFLOW when there is no end to them.
     """
     for _ in range(MAX_DATAGRAMS):
         try:
-            datagram, _, flags, _ = sock.recvmsg(DATAGRAM_OCTETS)
+            octets = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
         except BlockingIOError:
             return
-        if flags & socket.MSG_TRUNC:
-            raise OSError(errno.EMSGSIZE, f"a datagram of more than {DATAGRAM_OCTETS} octets")
-        yield datagram
+        if octets > len(buffer):
+            raise OSError(errno.EMSGSIZE, f"a datagram of more than {len(buffer)} octets")
+        yield bytes(memoryview(buffer)[:octets])
     raise OSError(errno.EOVERFLOW, f"more than {MAX_DATAGRAMS} datagrams at once")
 
 

@@ -7,7 +7,8 @@ kernel's attributes are trusted no more than a peer's: a wrong length is a `Deco
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from svcproxy.errors import DecodeError
 
@@ -35,9 +36,10 @@ ATTRIBUTE = struct.Struct("=HH")
 """nlattr: length, type."""
 
 NESTED = 0x8000
-_TYPE_MASK = 0x3FFF
+TYPE_MASK = 0x3FFF
 """Less NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 _ERRNO = struct.Struct("=i")
+_ACKNOWLEDGEMENT_OCTETS = 2 * HEADER.size + _ERRNO.size
 _U32 = struct.Struct("=I")
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 """By length modulo four."""
@@ -45,8 +47,7 @@ _NLMSGERR_ATTR_MSG = 1
 _NLMSGERR_ATTR_OFFS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One netlink message as it came."""
 
     kind: int
@@ -58,8 +59,7 @@ class Message:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReport:
+class ErrorReport(msgspec.Struct, frozen=True, gc=False):
     """An NLMSG_ERROR or NLMSG_DONE: an errno, 0 for success, and what the kernel says to it."""
 
     errno: int
@@ -81,7 +81,7 @@ def padded(octets: bytes) -> bytes:
 
 def frame(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
     """One message, for the kernel."""
-    return HEADER.pack(HEADER.size + len(payload), kind, flags, sequence, 0) + padded(payload)
+    return HEADER.pack(HEADER.size + len(payload), kind, flags, sequence, 0) + payload + _PADDING[len(payload) & 3]
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -133,7 +133,7 @@ def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
         length, kind = ATTRIBUTE.unpack_from(payload, offset)
         if not ATTRIBUTE.size <= length <= end - offset:
             raise DecodeError(f"netlink attribute of {length} octets, {end - offset} are there")
-        yield kind & _TYPE_MASK, payload[offset + ATTRIBUTE.size : offset + length]
+        yield kind & TYPE_MASK, payload[offset + ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
 
 
@@ -152,6 +152,15 @@ def error_report(message: Message) -> ErrorReport:
         text=said.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace"),
         offset=_U32.unpack(offset)[0] if len(offset) == _U32.size else None,
     )
+
+
+def is_acknowledgement(datagram: bytes, sequence: int) -> bool:
+    """Whether it is just the bare acknowledgement of that request; one that says more is not recognised."""
+    if len(datagram) != _ACKNOWLEDGEMENT_OCTETS:
+        return False
+    length, kind, _, answered, _ = HEADER.unpack_from(datagram)
+    (number,) = _ERRNO.unpack_from(datagram, HEADER.size)
+    return (length, kind, answered, number) == (_ACKNOWLEDGEMENT_OCTETS, NLMSG_ERROR, sequence, 0)
 
 
 def _after_echo(message: Message) -> int:

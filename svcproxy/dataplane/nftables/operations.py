@@ -6,6 +6,7 @@ addresses and prefixes as canonical text, protocols as `Protocol`, ports and mar
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -173,7 +174,7 @@ Operation = AddElement | ReplaceElement | DeleteElement | EnsureChain
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """What one delta asks for. A phase is complete in the kernel before the next begins.
+    """What one delta asks for. A phase is complete in the kernel before the next begins, or see `batches.at_once`.
 
     Between flip and shrink lies a millisecond at least: a packet that read the old verdict finishes with the old slots.
     A phase may be cut into batches anywhere but between the operations of one frontend; operations outside frontends
@@ -242,6 +243,10 @@ def is_foreign(key: Key) -> bool:
     return len(key) == 1
 
 
+PREFIX_FIELDS = {Form.ADDRESS: 3, Form.NODE_PORT: 2}
+"""How many fields of a key are the frontend."""
+
+
 def form_of(key: FrontendKey) -> Form:
     """The form of a frontend."""
     return Form.NODE_PORT if isinstance(key, NodePort) else Form.ADDRESS
@@ -257,11 +262,27 @@ def frontend_of(operation: Operation) -> FrontendKey | None:
     return None if isinstance(operation, EnsureChain) else frontend_at(operation.family, operation.set, operation.key)
 
 
+def frontends_of(operations: Iterable[Operation]) -> set[FrontendKey]:
+    """The frontends that operations are for."""
+    prefixes = {
+        (operation.family, form, operation.key[: PREFIX_FIELDS[form]])
+        for operation in operations
+        if not isinstance(operation, EnsureChain)
+        and (form := FORM_OF.get(operation.set)) is not None
+        and not is_foreign(operation.key)
+    }
+    return {_frontend(family, form, prefix) for family, form, prefix in prefixes}
+
+
 def frontend_at(family: Family, name: SetName, key: Key) -> FrontendKey | None:
     """The frontend that an element belongs to; None in sets that frontends share, and for what no frontend has."""
     form = FORM_OF.get(name)
     if form is None or is_foreign(key):
         return None
+    return _frontend(family, form, key)
+
+
+def _frontend(family: Family, form: Form, key: Key) -> FrontendKey:
     if form is Form.ADDRESS:
         ip, protocol, port = key[:3]
         return Address(str(ip), Protocol(str(protocol)), int(port))

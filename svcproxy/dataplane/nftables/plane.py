@@ -8,7 +8,7 @@ plane's own. What surplus slots a change leaves goes a millisecond later, while 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from typing import Self, TypeVar
 from svcproxy.dataplane.contract import APPLIED, Outcome, Refused
 from svcproxy.dataplane.nftables import sticky
 from svcproxy.dataplane.nftables.adoption import adopt
-from svcproxy.dataplane.nftables.answers import Elements, ObjectState, TableState
+from svcproxy.dataplane.nftables.answers import Content, Elements, ObjectState, TableState
 from svcproxy.dataplane.nftables.changes import SHRINK_DELAY, Changes, Totals
 from svcproxy.dataplane.nftables.counts import COUNTED, Counts
 from svcproxy.dataplane.nftables.inspection import Seen, inspect
 from svcproxy.dataplane.nftables.layout import Surroundings
 from svcproxy.dataplane.nftables.messages import TableFlag
-from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontend_of
+from svcproxy.dataplane.nftables.operations import AddElement, Operation, frontends_of
 from svcproxy.dataplane.nftables.presence import OWNED, establish, read, remove_chains
 from svcproxy.dataplane.nftables.render import Rendered, Renderer
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 INLINE_CHANGES = 200
 """Frontends and backends in a delta from which on it goes to the thread: about 5 ms of the loop's time."""
+SURPLUS_DELAY = 0.1
+"""Seconds that surplus slots wait for a change to go with."""
 STICKY_INTERVAL = 1.0
 """Shortest time in seconds between two looks at which clients remember backends that are gone."""
 LENT = "a successor takes the tables over"
@@ -81,7 +83,9 @@ class NftablesDataplane:
         self.totals = Totals()
         self._changes = self._make_changes()
         self._unsure = "nothing has been read yet"
-        """Why what is in force is not known; empty if it is."""
+        """Why what is in force is not known; empty if it is, but for `_rumour`."""
+        self._rumour = ""
+        """The same by what was heard of others, which is nothing once the tables are owned."""
         self._owned = False
         self._shrink: tuple[Operation, ...] = ()
         self._shrink_at = 0.0
@@ -113,11 +117,11 @@ class NftablesDataplane:
     async def apply(self, delta: FrontendDelta) -> Mapping[FrontendKey, Outcome]:
         """Take a delta in; returns when the kernel has acknowledged that it is in force."""
         async with self._working():
-            await self._finish()
+            surplus = await self._due()
             self._heard()
-            if self._unsure:
-                raise DataplaneLost(self._unsure)
-            rendered = await self._carry_out(self._size(delta), lambda: self._apply(delta))
+            if self._doubts:
+                raise DataplaneLost(self._doubts)
+            rendered = await self._carry_out(self._size(delta) + len(surplus), lambda: self._apply(delta, surplus))
             if self._changes.unsettled:
                 await self._in_thread(self._conclude)
             if delta.node_port_addresses is not None:  # rare, and an address that was left shall be left on return
@@ -144,6 +148,8 @@ class NftablesDataplane:
             self._attend(True)  # whatever others change from here on is heard of
             repairs = await self._in_thread(lambda: self._resync(desired))
             self._attend(not self._owned)
+            if self._owned:
+                self._rumour = ""
         return repairs
 
     @property
@@ -193,7 +199,7 @@ class NftablesDataplane:
         """Wait until what is in force is not known any more; returns why. `resync` makes it known."""
         await self._damaged.wait()
         self._damaged.clear()
-        return self._unsure or "repaired meanwhile"
+        return self._doubts or "repaired meanwhile"
 
     async def inspect(self, ip: str, protocol: Protocol, port: int, source: str | None, *, near: bool) -> Seen:
         """What the kernel would do with a new connection: see `inspection.inspect`."""
@@ -235,11 +241,10 @@ class NftablesDataplane:
     def _elements_of(self, key: FrontendKey) -> Iterable[AddElement]:
         return self._renderer.elements_of(key)
 
-    def _apply(self, delta: FrontendDelta) -> Rendered:
+    def _apply(self, delta: FrontendDelta, surplus: Sequence[Operation] = ()) -> Rendered:
         rendered = self._renderer.render(delta)
         phases = rendered.phases
-        self._changes.run(phases.grow)
-        self._changes.run(phases.flip)
+        self._changes.advance(phases, surplus)
         self._shrink, self._shrink_at = phases.shrink, time.monotonic() + SHRINK_DELAY
         self._stale |= bool(rendered.stale_ids)
         return rendered
@@ -252,7 +257,7 @@ class NftablesDataplane:
         self._changes.settle()
 
     def _resync(self, desired: FrontendTable) -> FrontendDelta:
-        if self._unsure:
+        if self._doubts:
             return self._read_and_compare(desired)
         was, refused = self._renderer.table.copy(), set(self._changes.refused)
         delta = diff(was, desired)
@@ -263,7 +268,7 @@ class NftablesDataplane:
         return repairs(was, desired, refused - self._changes.refused.keys(), self.refused)
 
     def _read_and_compare(self, desired: FrontendTable) -> FrontendDelta:
-        self._unsure = ""  # what others do from here on, and another ground, make it so again
+        self._unsure = self._rumour = ""  # what others do from here on, and another ground, make it so again
         ground, first = self._ground, not self._read_before
         foreign, self._foreign = self._foreign, False
         established = establish(self._kernel, ground.families, ground.table_flags, ground.surroundings)
@@ -282,8 +287,7 @@ class NftablesDataplane:
         self._counts.start_over(desired.frontends.keys())
         if foreign and not first:
             self.drifted += len(found)
-        touched = {key for each in found if (key := frontend_of(each)) is not None}
-        return repairs(was, desired, touched, self.refused)
+        return repairs(was, desired, frontends_of(found), self.refused)
 
     def _outcome(self, key: FrontendKey) -> Outcome:
         reason = self._changes.refused.get(key) or self._impossible(key)
@@ -296,19 +300,30 @@ class NftablesDataplane:
         return f"the kernel has no nf_tables for {key.family.label}"
 
     def _size(self, delta: FrontendDelta) -> int:
-        """How much there may be to do: backends that change, and all of frontends that do."""
+        """How much there may be to do: backends that change, and all that belongs to frontends that do."""
         frontends, slots = self._renderer.table.frontends, self._renderer.table.backends
-        named = [*delta.frontends, *(frontends[key] for key in delta.removed if key in frontends)]
-        return sum(len(change.added) + len(change.removed) for change in delta.backends) + sum(
-            1 + len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope
-        )
+        keys = (*(each.key for each in delta.frontends), *delta.removed)
+        named = [*delta.frontends, *(frontends[key] for key in keys if key in frontends)]
+        ranges = sum(1 + len(each.source_ranges or ()) for each in named)
+        backends = sum(len(slots.get(each.backend_set(scope), ())) for each in named for scope in Scope)
+        return ranges + backends + sum(len(change.added) + len(change.removed) for change in delta.backends)
+
+    async def _due(self) -> Sequence[Operation]:
+        """What is surplus, when its time has come. Holds the lock."""
+        if not self._shrink:
+            return ()
+        if (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        surplus, self._shrink = self._shrink, ()
+        return () if self._doubts else surplus
 
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
         if not self._shrink:
             return
-        await asyncio.sleep(max(0.0, self._shrink_at - time.monotonic()))
-        if self._unsure:
+        if (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        if self._doubts:
             self._shrink = ()
         else:
             await self._carry_out(len(self._shrink), self._conclude)
@@ -317,7 +332,7 @@ class NftablesDataplane:
         while True:
             await self._surplus.wait()
             self._surplus.clear()
-            await asyncio.sleep(SHRINK_DELAY)
+            await asyncio.sleep(SURPLUS_DELAY)  # the next change takes it along
             async with self._working():
                 with suppress(DataplaneLost):  # noted: the next `apply` knows
                     await self._finish()
@@ -327,7 +342,7 @@ class NftablesDataplane:
     async def _forget(self) -> None:
         while True:
             await asyncio.sleep(STICKY_INTERVAL)
-            if self._unsure or not self._stale:
+            if self._doubts or not self._stale:
                 continue
             self._stale = False
             try:
@@ -340,7 +355,7 @@ class NftablesDataplane:
         families = self._ground.families
         memories = await self._look(partial(sticky.read, self._reader, families))
         async with self._working():
-            if self._unsure:
+            if self._doubts:
                 self._stale = True
                 return
             stale = sticky.stale(memories, {family: {*self._renderer.marks(family)} for family in families})
@@ -364,14 +379,15 @@ class NftablesDataplane:
         if not self._watching:
             return
         try:
-            for answer in self._watch.changes():
-                content = answer.content
-                if isinstance(content, TableState | ObjectState | Elements) and content.table in TABLES.values():
-                    self.foreign_changes += 1
-                    self._foreign = True
-                    self._doubt("somebody else changed the tables")
+            changed = sum(_concerns(answer.content) for answer in self._watch.changes())
         except DataplaneLost as exc:
-            self._doubt(exc.cause)
+            changed = 0
+            if not self._owned:
+                self._hear(exc.cause)
+        if changed and not self._owned:  # an owned table was changed before it was claimed, and read after that
+            self.foreign_changes += changed
+            self._foreign = True
+            self._hear("somebody else changed the tables")
 
     # --- who has the tables
 
@@ -411,6 +427,14 @@ class NftablesDataplane:
         self._changes = self._make_changes()
 
     # --- knowing
+
+    @property
+    def _doubts(self) -> str:
+        return self._unsure or self._rumour
+
+    def _hear(self, reason: str) -> None:
+        self._rumour = self._rumour or reason
+        self._damaged.set()
 
     def _doubt(self, reason: str) -> None:
         self._unsure = self._unsure or reason
@@ -459,24 +483,26 @@ def repairs(
 
     Frontends that are refused are not repaired.
     """
-    changed = diff(before, desired)
+    changed = diff(before, desired) if before is not desired else FrontendDelta()
     came = {frontend.key for frontend in changed.frontends}.union(touched).difference(refused)
     went = set(changed.removed).union(touched).difference(refused)
     whole = [
         desired.frontends[key].backend_set(scope) for key in touched if key in desired.frontends for scope in Scope
     ]
     backends = {change.key: change for change in changed.backends}
-    backends |= {
-        key: BackendSetDelta(key, tuple(sorted(desired.backends[key]))) for key in whole if key in desired.backends
-    }
+    backends |= {key: BackendSetDelta(key, tuple(desired.backends[key])) for key in whole if key in desired.backends}
     return FrontendDelta(
         frontends=tuple(desired.frontends[key] for key in came if key in desired.frontends),
         removed=tuple(key for key in went if key not in desired.frontends),
-        backends=tuple(backends[key] for key in sorted(backends)),
+        backends=tuple(backends.values()),
         node_port_addresses=changed.node_port_addresses,
         health_checks=changed.health_checks,
         health_checks_removed=changed.health_checks_removed,
     )
+
+
+def _concerns(content: Content) -> bool:
+    return isinstance(content, TableState | ObjectState | Elements) and content.table in TABLES.values()
 
 
 async def _whole(running: asyncio.Future[T]) -> T:

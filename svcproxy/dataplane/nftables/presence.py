@@ -3,15 +3,22 @@
 
 import errno
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from svcproxy.dataplane.nftables import tables
+from svcproxy.dataplane.nftables import tables, ways
 from svcproxy.dataplane.nftables.adoption import Contents, Place
 from svcproxy.dataplane.nftables.answers import TableState
 from svcproxy.dataplane.nftables.elements import decode
 from svcproxy.dataplane.nftables.layout import SCHEMA, SETS, Surroundings
-from svcproxy.dataplane.nftables.messages import Request, TableFlag, delete_chain, delete_table, flush_chain
+from svcproxy.dataplane.nftables.messages import (
+    Request,
+    TableFlag,
+    delete_chain,
+    delete_elements,
+    delete_table,
+    flush_chain,
+)
 from svcproxy.dataplane.nftables.operations import BackendChain, Data, chain_of
 from svcproxy.dataplane.nftables.owner import owner_of
 from svcproxy.dataplane.nftables.tables import TABLES
@@ -122,7 +129,7 @@ def _establish_fixed(
     rules = tuple(tables.rules(family, surroundings))
     kept = _flags(found, flags)
     if found is None or tables.schema_of(found.comment) == SCHEMA:
-        requests = (*tables.create(family, kept), *rules)
+        requests = (*tables.create(family, kept), *_remove_wrong_ways(kernel, family), *rules)
         outcome = kernel.commit(requests)
         if isinstance(outcome, Committed):
             return kept
@@ -135,6 +142,14 @@ def _establish_fixed(
     log.warning("table is replaced", extra={"family": family.label, "table": TABLES[family].name, "cause": cause})
     _commit(kernel, family, (delete_table(TABLES[family]), *tables.create(family, flags), *rules))
     return flags
+
+
+def _remove_wrong_ways(kernel: Kernel, family: Family) -> Iterator[Request]:
+    """Elements in the way of the right ones."""
+    for form, names in ways.OF_FORM.items():
+        for name in names:
+            stored = kernel.elements(TABLES[family], name, complete=False) or ()
+            yield from delete_elements(TABLES[family], name, ways.wrong(form, [each.element for each in stored]))
 
 
 def _commit(kernel: Kernel, family: Family, requests: Sequence[Request]) -> None:

@@ -9,16 +9,12 @@ A change of one backend costs the frontends of its Service port; the size of set
 """
 
 import ipaddress
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
-
-import msgspec
 
 from svcproxy.dataplane.nftables.affinity import TIMEOUTS_MAX, Affinity, BackendIds
-from svcproxy.dataplane.nftables.layout import BACKEND_IDS, PORT_IDS, SLOT_BASE, firewall, split
+from svcproxy.dataplane.nftables.layout import AFFINE_SIZE_BITS, PORT_IDS, SLOT_BASE, firewall, split
 from svcproxy.dataplane.nftables.operations import (
     DROP,
     SETS_OF,
@@ -37,6 +33,7 @@ from svcproxy.dataplane.nftables.operations import (
     form_of,
     prefix_of,
 )
+from svcproxy.dataplane.nftables.plans import Plan, Pool
 from svcproxy.dataplane.nftables.slots import SlotChange, Slots
 from svcproxy.dataplane.tracking import TrackedTable
 from svcproxy.frontends.addresses import network
@@ -48,7 +45,6 @@ from svcproxy.frontends.keys import (
     Frontend,
     FrontendKey,
     FrontendKind,
-    NodePort,
     Refusal,
     Scope,
     ServicePortName,
@@ -57,37 +53,14 @@ from svcproxy.frontends.keys import (
 from svcproxy.frontends.table import FrontendDelta, FrontendTable
 from svcproxy.model.meta import Family, family_of
 
-BACKENDS_WITH_AFFINITY_MAX = BACKEND_IDS // 2
-"""Backends of a Service port with affinity, both sets together. Old and new ones have ids while slots change."""
+BACKENDS_WITH_AFFINITY_MAX = 1 << AFFINE_SIZE_BITS
+"""Backends of a Service port with affinity, both sets together."""
 
 MERGED_MEMO = 4096
 """Lists of source ranges remembered as merged."""
 
+_SCOPES = tuple(Scope)
 _REJECT = Goto(FixedChain.REJECT)
-
-
-class Pool(NamedTuple):
-    """A backend set as a frontend holds it in `ep`."""
-
-    backends: BackendSetKey
-    affinity: bool
-    """Under the backends' ids, with their slots in `pick`; otherwise under the slots themselves."""
-
-
-class Plan(msgspec.Struct, frozen=True, gc=False):
-    """What the kernel holds for one frontend, as far as it costs the same whatever the number of backends."""
-
-    key: FrontendKey
-    verdicts: tuple[tuple[SetName, Verdict], ...]
-    """Those a look-up may meet, the first one first."""
-    pools: tuple[Pool, ...]
-    """At most one of each scope."""
-    sources: tuple[str, ...]
-    """CIDRs in `srcok`, merged."""
-    masquerade: SetName | None
-    """The set of postrouting it is in."""
-    cluster_ip: str
-    """The address it puts into `clusterips`; empty if it is no ClusterIP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +96,8 @@ class Renderer:
         self._plans: dict[FrontendKey, Plan] = {}
         self._affinity = Affinity(ids or {})
         self._chains = set(chains)
-        self._cluster_ips: Counter[str] = Counter()
-        self._backend_ips: Counter[str] = Counter()
+        self._cluster_ips: dict[str, int] = {}
+        self._backend_ips: dict[str, int] = {}
         self.compromised: dict[FrontendKey, str] = {}
         """Frontends with another affinity than asked for, and why. Read-only for others."""
 
@@ -142,32 +115,30 @@ class Renderer:
         script = _Script(self._chains)
         old_addresses = self.table.node_port_addresses
         named = {frontend.key for frontend in delta.frontends}.union(delta.removed)
-        touched = {change.key for change in delta.backends}
-        everyone = self._tracked.affected(delta)
-        affected = [
-            key
-            for key in everyone
-            if key in named or any(self.table.frontends[key].backend_set(scope) in touched for scope in Scope)
-        ]
         changes = {
             change.key: self._slots.setdefault(change.key, Slots()).change(change.added, change.removed)
-            for change in sorted(delta.backends, key=lambda change: change.key)
+            for change in delta.backends
         }
-        self._tracked.apply(delta)
-        for key in affected:
-            self.compromised.pop(key, None)
+        resized = {
+            (key.service_port, key.family) for key, change in changes.items() if change.size != change.size_before
+        }
+        everyone = self._tracked.apply(delta).frontends
         let_go: list[Plan] = []
-        cluster_ips = Counter[str]()
-        for key in sorted(affected, key=_order):
+        cluster_ips: dict[str, int] = {}
+        for key in everyone:
             old = self._plans.get(key)
+            if old is not None and key not in named and (_port_of(old), key.family) not in resized:
+                self._render_changed(script, old, changes)
+                continue
+            self.compromised.pop(key, None)
             new = self._plan(key, old)
             self._render_frontend(script, key, old, new, changes)
             if old is not None:
-                cluster_ips[old.cluster_ip] -= 1
+                cluster_ips[old.cluster_ip] = cluster_ips.get(old.cluster_ip, 0) - 1
                 if _affine(old) and (new is None or not _affine(new) or _port_of(old) != _port_of(new)):
                     let_go.append(old)
             if new is not None:
-                cluster_ips[new.cluster_ip] += 1
+                cluster_ips[new.cluster_ip] = cluster_ips.get(new.cluster_ip, 0) + 1
         self._render_shared(script, old_addresses, cluster_ips, changes)
         stale = self._release(changes, let_go)
         for set_key in changes:
@@ -194,11 +165,10 @@ class Renderer:
         plan = self._plans.get(key)
         if plan is None:
             return
+        for pool in plan.pools:
+            yield from self._pool_elements(key, pool, enumerate(self._slots.get(pool.backends, ())))
         script = _Script(set())
         _render_plan(script, key, None, plan)
-        for pool in plan.pools:
-            wanted = self._pool_elements(key, pool, enumerate(self._slots.get(pool.backends, ())))
-            script.turn(key.family, {}, wanted)
         for phase in script.phases().in_order():
             yield from (operation for operation in phase if isinstance(operation, AddElement))
 
@@ -216,19 +186,22 @@ class Renderer:
         changes: Mapping[BackendSetKey, SlotChange],
     ) -> None:
         addresses = self.table.node_port_addresses
-        for ip in sorted(addresses - old_addresses):
-            script.grow.append(AddElement(family_of(ip), SetName.NODE_IPS, (ip,)))
-        for ip in sorted(old_addresses - addresses):
-            script.shrink.append(DeleteElement(family_of(ip), SetName.NODE_IPS, (ip,)))
-        for ip, by in sorted(cluster_ips.items()):
-            if ip:
+        if addresses != old_addresses:
+            for ip in sorted(addresses - old_addresses):
+                script.grow.append(AddElement(family_of(ip), SetName.NODE_IPS, (ip,)))
+            for ip in sorted(old_addresses - addresses):
+                script.shrink.append(DeleteElement(family_of(ip), SetName.NODE_IPS, (ip,)))
+        for ip, by in cluster_ips.items():
+            if ip and by:
                 script.count(self._cluster_ips, ip, by, SetName.CLUSTER_IPS, (ip,))
-        backend_ips = Counter[str]()
+        backend_ips: dict[str, int] = {}
         for change in changes.values():
-            backend_ips.update(backend.ip for backend in change.added)
-            backend_ips.subtract(backend.ip for backend in change.removed)
-        for ip, by in sorted(backend_ips.items()):
-            if self._may_be_here(ip):
+            for backend in change.added:
+                backend_ips[backend.ip] = backend_ips.get(backend.ip, 0) + 1
+            for backend in change.removed:
+                backend_ips[backend.ip] = backend_ips.get(backend.ip, 0) - 1
+        for ip, by in backend_ips.items():
+            if by and self._may_be_here(ip):
                 script.count(self._backend_ips, ip, by, SetName.HAIRPIN, (ip, ip))
 
     def _release(self, changes: Mapping[BackendSetKey, SlotChange], let_go: Iterable[Plan]) -> tuple[int, ...]:
@@ -256,7 +229,8 @@ class Renderer:
             return None
         timeout = self._affinity_timeout(frontend, old)
         sets = SETS_OF[form_of(key)]
-        scopes = sorted({scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)})
+        near_scope, far_scope = scope_for(frontend, SourceKind.POD), scope_for(frontend, SourceKind.OTHER)
+        scopes = (near_scope,) if near_scope is far_scope else _SCOPES
         near = self._verdict(frontend, SourceKind.POD, timeout)
         far = near if len(scopes) == 1 else self._verdict(frontend, SourceKind.OTHER, timeout)
         if near == far:
@@ -282,7 +256,7 @@ class Renderer:
         wanted = frontend.affinity_timeout
         if wanted is None:
             return None
-        size = sum(len(self._slots.get(frontend.backend_set(scope), ())) for scope in Scope)
+        size = sum(len(self._slots.get(frontend.backend_set(scope), ())) for scope in _SCOPES)
         if size > BACKENDS_WITH_AFFINITY_MAX:
             self.compromised[frontend.key] = f"no affinity: {size} backends, of {BACKENDS_WITH_AFFINITY_MAX} possible"
             return None
@@ -311,7 +285,7 @@ class Renderer:
     ) -> None:
         old_pools = {pool.backends.scope: pool for pool in old.pools} if old is not None else {}
         new_pools = {pool.backends.scope: pool for pool in new.pools} if new is not None else {}
-        for scope in Scope:
+        for scope in _SCOPES:
             self._render_pool(script, key, old_pools.get(scope), new_pools.get(scope), changes)
         if old != new:
             _render_plan(script, key, old, new)
@@ -319,6 +293,11 @@ class Renderer:
             self._plans[key] = new
         else:
             self._plans.pop(key, None)
+
+    def _render_changed(self, script: "_Script", plan: Plan, changes: Mapping[BackendSetKey, SlotChange]) -> None:
+        """A frontend of which nothing changes but backends."""
+        for pool in plan.pools:
+            self._render_pool(script, plan.key, pool, pool, changes)
 
     def _render_pool(
         self,
@@ -334,16 +313,16 @@ class Renderer:
             change = changes.get(old.backends)
             if change is None:
                 return
-            before = ((slot, was) for slot, (was, _) in change.slots.items() if was is not None)
-            after = ((slot, now) for slot, (_, now) in change.slots.items() if now is not None)
+            before = [(slot, was) for slot, (was, _) in change.slots.items() if was is not None]
+            after = [(slot, now) for slot, (_, now) in change.slots.items() if now is not None]
         else:
             if old is not None:
                 before = self._slots_before(old.backends, changes)
             if new is not None:
                 after = enumerate(self._slots.get(new.backends, ()))
-        held = self._pool_elements(key, old, before) if old is not None else {}
-        wanted = self._pool_elements(key, new, after) if new is not None else {}
-        script.turn(key.family, held, wanted)
+        held = self._pool_elements(key, old, before) if old is not None else []
+        wanted = self._pool_elements(key, new, after) if new is not None else []
+        script.turn(held, wanted)
 
     def _slots_before(
         self, key: BackendSetKey, changes: Mapping[BackendSetKey, SlotChange]
@@ -358,23 +337,21 @@ class Renderer:
             assert was is not None
             yield slot, was
 
-    def _pool_elements(self, key: FrontendKey, pool: Pool, slots: Iterable[tuple[int, Backend]]) -> "_Elements":
+    def _pool_elements(self, key: FrontendKey, pool: Pool, slots: Iterable[tuple[int, Backend]]) -> list[AddElement]:
         """The elements of some slots of a pool; an id comes before the slots that pick it."""
-        sets, prefix, base = SETS_OF[form_of(key)], prefix_of(key), SLOT_BASE[pool.backends.scope]
-        elements: _Elements = {}
+        family, sets, prefix = key.family, SETS_OF[form_of(key)], prefix_of(key)
+        ep, base = sets.ep, SLOT_BASE[pool.backends.scope]
         if not pool.affinity:
-            for slot, backend in slots:
-                elements[sets.ep, (*prefix, base + slot)] = (backend.ip, backend.port)
-            return elements
+            return [
+                AddElement(family, ep, (*prefix, base + slot), (backend.ip, backend.port)) for slot, backend in slots
+            ]
+        elements = []
         ids = self._affinity.ids(pool.backends)
         for slot, backend in slots:
             mark = ids.of(backend)
-            elements[sets.ep, (*prefix, mark | base)] = (backend.ip, backend.port)
-            elements[sets.pick, (*prefix, base + slot)] = (mark,)
+            elements.append(AddElement(family, ep, (*prefix, mark | base), (backend.ip, backend.port)))
+            elements.append(AddElement(family, sets.pick, (*prefix, base + slot), (mark,)))
         return elements
-
-
-_Elements = dict[tuple[SetName, Key], Key]
 
 
 class _Script:
@@ -396,25 +373,30 @@ class _Script:
                 self._known.add(chain)
                 self._chains.append(EnsureChain(*chain))
 
-    def turn(self, family: Family, held: _Elements, wanted: _Elements) -> None:
+    def turn(self, held: Sequence[AddElement], wanted: Sequence[AddElement]) -> None:
         """Elements that nothing misses: new and changed ones grow, surplus ones shrink, in opposite orders."""
-        for place, data in wanted.items():
-            if place not in held:
-                self.grow.append(AddElement(family, *place, data))
-            elif held[place] != data:
-                self.grow.append(ReplaceElement(family, *place, data))
-        self.shrink.extend(DeleteElement(family, *place) for place in reversed(held) if place not in wanted)
+        if not held:
+            self.grow += wanted
+            return
+        surplus = {(each.set, each.key): each.data for each in held}
+        for each in wanted:
+            place = each.set, each.key
+            if place not in surplus:
+                self.grow.append(each)
+            elif surplus.pop(place) != each.data:
+                self.grow.append(ReplaceElement(each.family, each.set, each.key, each.data))
+        family = held[0].family
+        self.shrink += [DeleteElement(family, *place) for place in reversed(surplus)]
 
-    def count(self, counts: Counter[str], ip: str, by: int, name: SetName, key: Key) -> None:
+    def count(self, counts: dict[str, int], ip: str, by: int, name: SetName, key: Key) -> None:
         """Count an address that several share; its element comes with the first and goes with the last."""
-        before = counts[ip]
-        after = counts[ip] = before + by
-        if after and not before:
+        before = counts.get(ip, 0)
+        counts[ip] = before + by
+        if not before:
             self.grow.append(AddElement(family_of(ip), name, key))
-        if not after:
+        elif not counts[ip]:
             del counts[ip]
-            if before:
-                self.shrink.append(DeleteElement(family_of(ip), name, key))
+            self.shrink.append(DeleteElement(family_of(ip), name, key))
 
     def phases(self) -> Phases:
         """What was collected."""
@@ -437,7 +419,8 @@ def _render_plan(script: _Script, key: FrontendKey, old: Plan | None, new: Plan 
         if name not in wanted:
             (script.flip if name is sets.verdict else script.shrink).append(DeleteElement(family, name, prefix))
     _render_sources(script, key, old, new)
-    was, now = (plan.masquerade if plan is not None else None for plan in (old, new))
+    was = old.masquerade if old is not None else None
+    now = new.masquerade if new is not None else None
     if was is not now:
         if now is not None:
             script.grow.append(AddElement(family, now, prefix))
@@ -447,17 +430,15 @@ def _render_plan(script: _Script, key: FrontendKey, old: Plan | None, new: Plan 
 
 def _render_sources(script: _Script, key: FrontendKey, old: Plan | None, new: Plan | None) -> None:
     """Source ranges. Those of a frontend that has some all along change at once, as its ranges must never overlap."""
+    held = old.sources if old is not None else ()
+    wanted = new.sources if new is not None else ()
+    if held == wanted:
+        return
     family, sets, prefix = key.family, SETS_OF[form_of(key)], prefix_of(key)
-    held, wanted = (plan.sources if plan is not None else () for plan in (old, new))
     went = [DeleteElement(family, sets.src_ok, (*prefix, cidr)) for cidr in held if cidr not in wanted]
     came = [AddElement(family, sets.src_ok, (*prefix, cidr)) for cidr in wanted if cidr not in held]
     (script.flip if wanted else script.shrink).extend(went)
     (script.flip if held else script.grow).extend(came)
-
-
-def _order(key: FrontendKey) -> tuple[bool, str, int, str]:
-    ip = "" if isinstance(key, NodePort) else key.ip
-    return isinstance(key, NodePort), ip or key.family.label, key.port, key.protocol
 
 
 def _affine(plan: Plan) -> bool:

@@ -14,6 +14,7 @@ New connections meet in it what they meet in the tables that the agent programs 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final, assert_never
 
 from svcproxy.dataplane.nftables import layout
@@ -84,7 +85,8 @@ def script(table: FrontendTable, surroundings: Surroundings, hairpin_cidrs: Iter
     `hairpin_cidrs`: as for `Renderer`.
     """
     renderer = Renderer(hairpin_cidrs)
-    renderer.render(diff(FrontendTable(), table))
+    everything = diff(FrontendTable(), table)
+    renderer.render(replace(everything, frontends=tuple(sorted(everything.frontends, key=lambda each: str(each.key)))))
     elements: dict[Family, dict[SetName, list[AddElement]]] = {family: {} for family in Family}
     for each in (*surrounding_elements(surroundings), *renderer.elements()):
         elements[each.family].setdefault(each.set, []).append(each)

@@ -5,7 +5,7 @@ All frontends of a Service port draw from the same slots, so that they are kept 
 one backend: a removal moves the last one into the hole.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from svcproxy.frontends.keys import Backend
@@ -20,7 +20,7 @@ class SlotChange:
 
     size_before: int
     size: int
-    slots: dict[int, tuple[Backend | None, Backend | None]]
+    slots: Mapping[int, tuple[Backend | None, Backend | None]]
     """Slots with another backend than before: old and new, None outside the respective size. In ascending order."""
     added: tuple[Backend, ...]
     """Those that were not in the set."""
@@ -58,6 +58,11 @@ class Slots:
         come last, in the order given.
         """
         size_before = len(self._backends)
+        if not size_before:
+            self._backends = list(dict.fromkeys(added))
+            self._keep_index()
+            came: dict[int, tuple[None, Backend]] = {slot: (None, it) for slot, it in enumerate(self._backends)}
+            return SlotChange(0, len(came), came, tuple(self._backends), ())
         leaving = [backend for backend in dict.fromkeys(removed) if backend in self]
         coming = [backend for backend in dict.fromkeys(added) if backend not in self]
         if leaving:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from svcproxy.dataplane.nftables import messages as nft
+from svcproxy.dataplane.nftables import ways
 from svcproxy.dataplane.nftables.bytecode import bytecode
 from svcproxy.dataplane.nftables.expressions import counter
 from svcproxy.dataplane.nftables.layout import (
@@ -49,6 +50,8 @@ def create(family: Family, flags: TableFlag) -> Iterator[Request]:
     yield nft.new_table(table, flags, COMMENT)
     for number, name in enumerate(SETS, 1):
         yield nft.new_set(table, described(family, name, number))
+    for made in ways.maps(len(SETS) + 1):
+        yield nft.new_set(table, made)
     for chain in FixedChain:
         hook = HOOKS.get(chain)
         yield nft.new_chain(table, chain.value, attachment(hook) if hook is not None else None)
@@ -61,15 +64,17 @@ def rules(family: Family, surroundings: Surroundings) -> Iterator[Request]:
         yield nft.flush_chain(table, chain.value)
         for each in bytecode(chain_rules, family):
             yield nft.new_rule(table, chain.value, each)
+    yield from ways.fixed(table)
 
 
 def backend_chain(family: Family, chain: BackendChain) -> Iterator[Request]:
-    """Make a backend chain, or give one that is there its rules anew."""
+    """Make a backend chain and the ways to it, or give one that is there its rules anew."""
     table = TABLES[family]
     yield nft.new_chain(table, chain.name)
     yield nft.flush_chain(table, chain.name)
     for each in bytecode(rules_of(chain), family):
         yield nft.new_rule(table, chain.name, each)
+    yield from ways.to(table, chain)
 
 
 def attachment(hook: Hook) -> nft.Attachment:
@@ -86,7 +91,7 @@ def described(family: Family, name: SetName, number: int) -> nft.Set:
     return nft.Set(
         name.value,
         _types(family, spec.key),
-        (nft.VERDICT,) if spec.verdicts else _types(family, spec.data),
+        (nft.CLASSID,) if spec.verdicts else _types(family, spec.data),
         flags,
         size=spec.dynamic_size or 0,
         expression=counter() if spec.counter else None,

@@ -29,8 +29,8 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
-from svcproxy.dataplane.nftables.netfilter import SOL_NETLINK, datagrams, drain, open_socket
-from svcproxy.dataplane.nftables.netlink import ErrorReport
+from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, SOL_NETLINK, datagrams, drain, open_socket
+from svcproxy.dataplane.nftables.netlink import ErrorReport, is_acknowledgement
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
 
@@ -95,6 +95,7 @@ class Kernel:
     def __init__(self) -> None:
         """Raises OSError."""
         self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -186,16 +187,24 @@ class Kernel:
         """The elements of a set or map; None if there is no such set.
 
         While the kernel makes a hash table larger or smaller, which it goes on with after a batch is acknowledged, a
-        list has some elements twice instead of others. It is asked for again, unless it need not be `complete`.
+        list lacks some elements, and may have others twice instead. It is asked for again, unless it need not be
+        `complete`.
         """
-        for _ in range(LIST_ATTEMPTS):
+        for attempt in range(LIST_ATTEMPTS):
             listed = self._list(messages.list_elements(table, name))
             if listed is None:
                 return None
             stored = tuple(each for part in listed if isinstance(part, Elements) for each in part.elements)
-            if not complete or len({_identity(each.element) for each in stored}) == len(stored):
+            if not complete:
+                return stored
+            once = len({_identity(each.element) for each in stored}) == len(stored)
+            if once and (attempt == LIST_ATTEMPTS - 1 or len(stored) >= self._number_of_elements(table, name)):
                 return stored
         raise DataplaneLost(f"{name}: {LIST_ATTEMPTS} lists in a row had elements twice")
+
+    def _number_of_elements(self, table: Table, name: str) -> int:
+        """How many there are; 0 if the kernel does not say."""
+        return next((each.use for each in self.sets(table) if each.name == name), 0)
 
     def element(self, table: Table, name: str, element: Element) -> StoredElement | None:
         """The element with this one's key, as the kernel has it; None if it, its set or its table is not there."""
@@ -245,18 +254,23 @@ class Kernel:
         failures: list[Failure] = []
         removed: list[Elements] = []
         acknowledged = False
-        for answer in self._waiting():
-            index = messages.position(answer.sequence, first)
-            if isinstance(answer.content, Elements) and answer.content.removed:
-                removed.append(answer.content)  # newer kernels give it sequence number 0
-                continue
-            if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
-                continue  # an answer to something given up
-            report = answer.content.report
-            if report.errno:
-                failures.append(_failure(requests, index, report))
-            elif index == len(requests) - 1:
+        last = messages.wrapped(first + len(requests))
+        for datagram in self._datagrams():
+            if is_acknowledgement(datagram, last):
                 acknowledged = True
+                continue
+            for answer in _understood(datagram):
+                index = messages.position(answer.sequence, first)
+                if isinstance(answer.content, Elements) and answer.content.removed:
+                    removed.append(answer.content)  # newer kernels give it sequence number 0
+                    continue
+                if not isinstance(answer.content, Reply) or not -1 <= index <= len(requests):
+                    continue  # an answer to something given up
+                report = answer.content.report
+                if report.errno:
+                    failures.append(_failure(requests, index, report))
+                elif index == len(requests) - 1:
+                    acknowledged = True
         if failures:
             return Rejected(tuple(failures))
         if not acknowledged:
@@ -278,11 +292,12 @@ class Kernel:
         return sequence
 
     def _answers(self, sequence: int) -> Iterator[Answer]:
-        return (answer for answer in self._waiting() if answer.sequence == sequence)
+        found = (answer for datagram in self._datagrams() for answer in _understood(datagram))
+        return (answer for answer in found if answer.sequence == sequence)
 
-    def _waiting(self) -> Iterator[Answer]:
+    def _datagrams(self) -> Iterator[bytes]:
         try:
-            yield from _waiting(self._sock)
+            yield from _datagrams(self._sock, self._buffer)
         except DataplaneLost:
             drain(self._sock)
             raise
@@ -298,6 +313,7 @@ class Watch:
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
         self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
         except BaseException:
@@ -325,7 +341,7 @@ class Watch:
 
     def changes(self) -> Iterator[Answer]:
         """What has changed since the last call. Raises `DataplaneLost` when there was too much of it to keep."""
-        return _waiting(self._sock)
+        return (answer for datagram in _datagrams(self._sock, self._buffer) for answer in _understood(datagram))
 
 
 _NETLINK_ADD_MEMBERSHIP = 1
@@ -335,13 +351,17 @@ _SO_ATTACH_FILTER = 26
 _TOO_LARGE = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _waiting(sock: socket.socket) -> Iterator[Answer]:
+def _datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:
     """What the socket holds, read until it holds nothing. Raises `DataplaneLost` when something was lost."""
     try:
-        for datagram in datagrams(sock):
-            yield from parse(datagram)
+        yield from datagrams(sock, buffer)
     except OSError as exc:
         raise DataplaneLost(f"netlink: {exc.strerror}") from exc
+
+
+def _understood(datagram: bytes) -> Iterator[Answer]:
+    try:
+        yield from parse(datagram)
     except DecodeError as exc:
         raise DataplaneLost(f"netlink: {exc}") from exc
 

@@ -9,10 +9,11 @@ from hypothesis import given
 
 from svcproxy.dataplane.nftables.elements import decode, encode
 from svcproxy.dataplane.nftables.expressions import ACCEPT, Code, Verdict, goto, jump
-from svcproxy.dataplane.nftables.layout import SETS, FieldType
+from svcproxy.dataplane.nftables.layout import AFFINITY_TIMEOUT_MAX, SETS, FieldType
 from svcproxy.dataplane.nftables.messages import Element
 from svcproxy.dataplane.nftables.operations import (
     DROP,
+    FORM_OF,
     BackendChain,
     Data,
     Field,
@@ -25,6 +26,7 @@ from svcproxy.dataplane.nftables.operations import (
     chain_of,
     frontend_at,
 )
+from svcproxy.dataplane.nftables.render import BACKENDS_WITH_AFFINITY_MAX
 from svcproxy.frontends.keys import Scope
 from svcproxy.model.meta import Family, Protocol
 
@@ -70,12 +72,25 @@ def fields(kind: FieldType, family: Family) -> st.SearchStrategy[Field]:
             return st.sampled_from([0, (1 << 32) - 1]) | st.integers(0, (1 << 32) - 1)
 
 
+def numbered(form: Form) -> st.SearchStrategy[BackendChain]:
+    """Chains that a number has room for."""
+    plain = st.builds(BackendChain, st.just(form), st.sampled_from(Scope), st.integers(1, (1 << 29) - 1))
+    affine = st.builds(
+        BackendChain,
+        st.just(form),
+        st.sampled_from(Scope),
+        st.integers(1, BACKENDS_WITH_AFFINITY_MAX),
+        st.integers(1, AFFINITY_TIMEOUT_MAX),
+    )
+    return plain | affine
+
+
 @st.composite
 def contents(draw: st.DrawFn, family: Family, name: SetName) -> tuple[Key, Data]:
     spec = SETS[name]
     key = tuple(draw(fields(kind, family)) for kind in spec.key)
     if spec.verdicts:
-        return key, draw(st.just(DROP) | st.builds(Goto, chains))
+        return key, draw(st.just(DROP) | st.builds(Goto, st.sampled_from(FixedChain) | numbered(FORM_OF[name])))
     return key, tuple(draw(fields(kind, family)) for kind in spec.data) or None
 
 
@@ -121,6 +136,8 @@ FROM, TO = bytes((10, 0, 0, 3)), bytes((10, 0, 0, 9))
 @pytest.mark.parametrize(
     ("name", "element", "key", "data"),
     [
+        pytest.param(SetName.CLASS, Element(HTTP, bytes(4)), PLACE, None, id="number of no chain"),
+        pytest.param(SetName.CLASS, Element(HTTP, b"\1"), PLACE, None, id="number too short"),
         pytest.param(SetName.CLASS, Element(HTTP, ACCEPT), PLACE, None, id="verdict: accept"),
         pytest.param(SetName.CLASS, Element(HTTP, Verdict(Code.RETURN)), PLACE, None, id="verdict: return"),
         pytest.param(SetName.CLASS, Element(HTTP, Verdict(Code.QUEUE)), PLACE, None, id="verdict: queue"),

@@ -25,7 +25,9 @@ _SLICES_MAX: Final = 4
 SHARED: Final = 9
 """The host part of addresses that Services share, each with ports of its own."""
 AFFINITY_TIMEOUT: Final = 600
-_UNIQUE_PORTS: Final = 8000
+_UNIQUE_PORTS: Final = 7000
+"""The first. Not those of endpoints: what is sent to a process of n1, kube-proxy refuses if address and port are by
+chance those of a frontend without endpoints."""
 
 ENDPOINTS: Final = {**PODS, "h1": "n1", "h2": "n2", "y": None}
 """The node of each."""

@@ -26,7 +26,7 @@ LEAK = "leak"
 """Who answers what nobody should let out."""
 FOR_EACH = 6
 """Flows for each endpoint that may answer, to begin with."""
-WRONG_PORT = 7777
+WRONG_PORT = 999
 FRONTENDS = ("ClusterIP", "NodePort", "ingress VIP", "externalIP")
 SERVED_SHARE = 0.75
 """Of the tries, those to `FRONTENDS`."""

@@ -25,7 +25,7 @@ from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, Object, 
 from tests.e2e.differential.tries import CROWD, LEAK, Try
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
-from tests.netns.probes import Outcome, Served, Server
+from tests.netns.probes import TIMEOUT, Outcome, Served, Server
 from tests.netns.world import PORTS, TRANSPORTS, World, server_name
 
 API_ADDRESS: Final = "172.31.0.1"
@@ -34,6 +34,8 @@ CONVERGENCE: Final = 60.0
 AT_ONCE: Final = 400
 """Flows at a time in each world."""
 CROWD_SIZE: Final = 250
+UDP_TIMEOUT: Final = 15
+"""Seconds until the kernel forgets a flow: longer than any client waits, shorter than until source ports come again."""
 LEAK_PORT: Final = 7
 LEAKING: Final = {Family.IPV4: ("10.96.0.0/16", "198.51.100.0/24"), Family.IPV6: ("fd00:96::/112", "fd00:51::/64")}
 LEAKS: Final = f"""
@@ -101,7 +103,7 @@ class Worlds:
         """By path, what the API server has."""
         self._round = 0
         with control.entered():
-            plane.call("POST", "/api/v1/nodes", _node("n1"))
+            plane.call("POST", "/api/v1/nodes", node("n1"))
             addresses = [{"type": "InternalIP", "address": at.n1} for at in AT.values()]
             self._patch(f"{_NODE}/status", {"status": {"addresses": addresses}})
 
@@ -145,15 +147,18 @@ class Worlds:
         expected = {server_name("a1", PORTS[self._round % 2])} | ({"b1"} if zone is None else set())
         deadline = time.monotonic() + CONVERGENCE
         for family, ip in _MARKER_IPS.items():
-            target = ip, 1000 + self._round
-            source = AT[family].p1
-            wanted = frozenset(Served(by, source) for by in expected)
-            while (
-                met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))
-            ) != wanted:
-                side.check()
-                assert time.monotonic() < deadline, f"{side.name} does not follow: {met} in place of {wanted}"
-                await asyncio.sleep(0.05)
+            at = AT[family]
+            wanted = frozenset[Outcome](Served(by, at.p1) for by in expected)
+            await self._met(side, (ip, 1000 + self._round), wanted, deadline)
+            if self._round == 1:  # the ServiceCIDR is known
+                await self._met(side, (at.unused_cluster_ip, 80), frozenset({TIMEOUT}), deadline)
+
+    async def _met(self, side: Side, target: tuple[str, int], wanted: frozenset[Outcome], deadline: float) -> None:
+        """Return once new flows from p1 meet what is wanted, all of it."""
+        while (met := frozenset(await side.world.attempts(_MARKER_TRIES, "p1", Protocol.TCP, target, 2.0))) != wanted:
+            side.check()
+            assert time.monotonic() < deadline, f"{side.name} does not follow: {met} in place of {wanted}"
+            await asyncio.sleep(0.05)
 
 
 def _marker(number: int, zone: str | None) -> dict[str, Object]:
@@ -190,7 +195,8 @@ def _marker(number: int, zone: str | None) -> dict[str, Object]:
     return objects
 
 
-def _node(name: str) -> Object:
+def node(name: str) -> Object:
+    """The Node."""
     cidrs = [at.pods_n1 for at in AT.values()]
     return {"metadata": {"name": name}, "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}}
 
@@ -200,17 +206,15 @@ async def two_worlds(directory: Path) -> AsyncIterator[Worlds]:
     """Everything runs and serves, without objects."""
     with ExitStack() as stack:
         control = stack.enter_context(Namespace())
-        control.run(
-            "ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n"
-        )
+        bridge(control)
         worlds = [stack.enter_context(World()) for _ in range(2)]
         for number, world in enumerate(worlds):
             _prepare(world)
-            _attach(world.n1, control, number)
+            attach(world.n1, control, number)
         with control.entered():
             flags = [f"--service-cluster-ip-range={LEAKING[Family.IPV4][0]},{LEAKING[Family.IPV6][0]}"]
             plane = stack.enter_context(ControlPlane(host=API_ADDRESS, flags=flags))
-            commands = {"kube-proxy": _kube_proxy(directory, plane), "svcproxy": _svcproxy(directory, plane)}
+            commands = {"kube-proxy": kube_proxy(directory, plane), "svcproxy": svcproxy(directory, plane)}
         sides = []
         for (name, command), world in zip(commands.items(), worlds, strict=True):
             sides.append(Side(name, world, Process(name, command, directory / f"{name}.log")))
@@ -219,6 +223,13 @@ async def two_worlds(directory: Path) -> AsyncIterator[Worlds]:
             stack.enter_context(_running(side))
         async with _serving(worlds[0]), _serving(worlds[1]):
             yield both
+
+
+def bridge(control: Namespace) -> None:
+    """The network that nodes reach the API server by."""
+    control.run(
+        "ip", "-batch", "-", text=f"link add br0 type bridge\nlink set br0 up\naddr add {API_ADDRESS}/24 dev br0\n"
+    )
 
 
 @contextmanager
@@ -253,8 +264,8 @@ def _prepare(world: World) -> None:
             Path("/proc/sys/net/ipv4/icmp_ratemask").write_text("0")
             Path("/proc/sys/net/ipv6/icmp/ratemask").write_text("0")
             Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("0")
-            for name in ("udp_timeout", "udp_timeout_stream"):  # source ports come again
-                Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text("2")
+            for name in ("udp_timeout", "udp_timeout_stream"):
+                Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(UDP_TIMEOUT))
     rules = []
     for family, at in AT.items():
         ip = "ip" if family is Family.IPV4 else "ip6"
@@ -266,7 +277,8 @@ def _prepare(world: World) -> None:
     world.outside.run("nft", "-f", "-", text="".join(rules))
 
 
-def _attach(n1: Namespace, control: Namespace, number: int) -> None:
+def attach(n1: Namespace, control: Namespace, number: int) -> None:
+    """Let a node reach the API server."""
     peer = f"/proc/{os.getpid()}/fd/{control.fd}"
     n1.ip("link", "add", "api", "type", "veth", "peer", "name", f"n1-{number}", "netns", peer)
     control.ip("link", "set", f"n1-{number}", "master", "br0", "up")
@@ -274,16 +286,18 @@ def _attach(n1: Namespace, control: Namespace, number: int) -> None:
     n1.ip("addr", "add", f"172.31.0.{2 + number}/24", "dev", "api")
 
 
-def _kube_proxy(directory: Path, plane: ControlPlane) -> list[str]:
+def kube_proxy(directory: Path, plane: ControlPlane, mode: str = "nftables") -> list[str]:
+    """The command of a kube-proxy on n1 that follows a control plane."""
     config = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
+        "mode": mode,
         "hostnameOverride": "n1",
         "clientConnection": {"kubeconfig": str(plane.kubeconfig())},
         "detectLocalMode": "ClusterCIDR",
         "clusterCIDR": ",".join(at.pods for at in AT.values()),
         "nftables": {"minSyncPeriod": "100ms"},
+        "iptables": {"minSyncPeriod": "100ms"},
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         "oomScoreAdj": 0,
     }
@@ -292,7 +306,8 @@ def _kube_proxy(directory: Path, plane: ControlPlane) -> list[str]:
     return [str(binaries.find("kube-proxy")), f"--config={path}"]
 
 
-def _svcproxy(directory: Path, plane: ControlPlane) -> list[str]:
+def svcproxy(directory: Path, plane: ControlPlane) -> list[str]:
+    """The command of an agent on n1 that follows a control plane; its directories are in `directory`."""
     config = {
         "node_name": "n1",
         "run_dir": str(directory / "run"),
