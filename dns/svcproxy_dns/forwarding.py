@@ -12,18 +12,21 @@ attempt, that it failed, and when `wake_at` is reached, until there is an `outco
 
 import random
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from svcproxy_dns.body import Body
 from svcproxy_dns.replies import Front, Malformed, read_front, read_reply, select
 from svcproxy_dns.upstreams import Plan, Upstream
-from svcproxy_dns.wire import AD, CD, DO, LABEL_MAX_OCTETS, RD, TC, Rcode, RRType, encode_record
+from svcproxy_dns.wire import AA, AD, CD, DO, LABEL_MAX_OCTETS, RD, TC, Rcode, RRType, encode_record
 
 ATTEMPTS_MAX = 12
 """Times that one question is asked in all, over whatever protocol."""
 FORGERIES_MAX = 16
 """Messages with another ID that one attempt ignores; with more somebody is guessing, and TCP is used."""
+PLAIN_PERIOD = 900.0
+"""Seconds for which an upstream that needed it so is asked without EDNS."""
 PAYLOAD_OCTETS = 1232
 """What we take over UDP: it fits every path without fragments."""
 
@@ -227,9 +230,9 @@ class Exchange:
             return self._give_up(attempt, Rcode.SERVFAIL, now)
         if relevant.lame:
             return self._give_up(attempt, Rcode.SERVFAIL, now)
-        if not tried.edns and tried.upstream.edns:
-            tried.upstream.edns = False
-        return self._finish(Answered(body, relevant.ttl, relevant.denies, bool(front.flags & 0x0400)))
+        if not tried.edns:
+            tried.upstream.plain_until = max(tried.upstream.plain_until, tried.sent_at + PLAIN_PERIOD)
+        return self._finish(Answered(body, relevant.ttl, relevant.denies, bool(front.flags & AA)))
 
     def _refused(self, attempt: int, rcode: int, now: float) -> list[Ask | Drop]:
         """An upstream has answered with an error: if it may be for EDNS, ask once more without."""
@@ -258,6 +261,7 @@ class Exchange:
         self._spent.add(tried.upstream)
         if failure is Failure.REFUSAL:
             self._rcode, self._failure = rcode, failure
+            steps += self._close(lambda each: each.upstream is tried.upstream)
         if self._turn < len(self.upstreams):
             return steps + self._ask_next(now)
         if not any(each.open for each in self._attempts) and len(self._spent) == len(self.upstreams):
@@ -278,7 +282,7 @@ class Exchange:
         if self._turn > len(self.upstreams):
             self._wait *= 2
         self._next_at = now + self._wait
-        return self._ask(upstream, now, edns=upstream.edns)
+        return self._ask(upstream, now, edns=now >= upstream.plain_until)
 
     def _ask(
         self, upstream: Upstream, now: float, *, tcp: bool = False, edns: bool = True, probe: bool = False
@@ -303,9 +307,15 @@ class Exchange:
 
     def _finish(self, outcome: Answered | Failed) -> list[Ask | Drop]:
         self.outcome = outcome
-        steps: list[Ask | Drop] = [Drop(number) for number, each in enumerate(self._attempts) if each.open]
-        for each in self._attempts:
-            each.open = False
+        return self._close(lambda _: True)
+
+    def _close(self, which: Callable[[_Attempt], bool]) -> list[Ask | Drop]:
+        """Listen no longer for some attempts."""
+        steps: list[Ask | Drop] = []
+        for number, each in enumerate(self._attempts):
+            if each.open and which(each):
+                each.open = False
+                steps.append(Drop(number))
         return steps
 
 

@@ -324,7 +324,10 @@ class Resolver:
     def _response(self, waiting: Waiting, body: Body, ttl: int, source: str, flags: int = 0) -> bytes:
         query = waiting.query
         if waiting.aliases and body.rcode in {Rcode.NOERROR, Rcode.NXDOMAIN}:
-            body = _behind(waiting.aliases, query, waiting.question.name, body)
+            try:
+                body = _behind(waiting.aliases, query, waiting.question.name, body)
+            except ValueError:  # with the aliases before it, it is longer than a message can be
+                body = Body(b"\0", Rcode.SERVFAIL)
             ttl, flags = min(ttl, *(alias.ttl for alias in waiting.aliases)), AA
         rcode = Rcode(body.rcode).name
         key = _COUNTED.get(query.qtype, "other"), rcode, source

@@ -37,8 +37,8 @@ class Upstream:
         """Whether it has left the last query unanswered."""
         self.looping = False
         """Whether what it is asked comes back to this server; it is not asked while so."""
-        self.edns = True
-        """Whether it understands EDNS."""
+        self.plain_until = 0.0
+        """Until when it is asked without EDNS."""
         self.unanswered_total = 0
         self._probe_at = 0.0
         self._interval = PROBE_MIN

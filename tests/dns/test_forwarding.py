@@ -190,7 +190,15 @@ def test_edns_is_left_out_for_those_who_do_not_know_it(rcode: dns.rcode.Rcode) -
     assert run.query(1).edns == -1
     run.receive(1, run.reply(1))
     assert isinstance(run.core.outcome, Answered)
-    assert not run.upstreams[0].edns
+    assert run.upstreams[0].plain_until == 1000.0
+
+
+def test_an_error_ends_the_wait_for_what_else_the_upstream_was_asked() -> None:
+    run = Run()
+    run.pass_time(0.5)
+    assert sorted(run.open) == [0, 1]
+    run.receive(0, run.reply(0, dns.rcode.SERVFAIL))
+    assert run.core.outcome == Failed(Rcode.SERVFAIL, Failure.REFUSAL)
 
 
 def test_a_question_is_put_as_we_like_it() -> None:

@@ -348,6 +348,19 @@ def test_a44_an_alias_to_what_does_not_exist_says_so() -> None:
     assert (asking.rcode, asking.addresses) == ("NXDOMAIN", ["web.example.org."])
 
 
+def test_an_alias_to_what_is_as_long_as_a_message_can_be_is_servfail() -> None:
+    node = Node()
+    asking = node.ask("ext.shop.svc.cluster.local", aliases=ALIASES, qtype="TXT", transport=TCP)
+    ((flight, ask),) = node.open.values()
+    response = dns.message.make_response(dns.message.from_wire(ask.message))
+    texts = [f"{number:03}{'x' * 240}" for number in range(255)] + ["y" * 177]
+    response.answer.append(dns.rrset.from_text("web.example.org.", 300, "IN", "TXT", *texts))
+    node.take(flight, node.core.received(flight, ask.attempt, response.to_wire(max_size=65535), node.now))
+    assert (asking.rcode, asking.responses[0].answer) == ("SERVFAIL", [])
+    (direct,) = node.ask("web.example.org", qtype="TXT", transport=TCP).responses
+    assert len(direct.answer[0]) == 256
+
+
 def test_b10_an_alias_to_what_fails_is_servfail() -> None:
     node = Node()
     asking = node.ask("ext.shop.svc.cluster.local", aliases=ALIASES)
