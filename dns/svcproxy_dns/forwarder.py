@@ -25,6 +25,9 @@ from svcproxy_dns.wire import Query
 
 log = logging.getLogger(__name__)
 
+TURN_BATCH = 8
+"""Replies and time-outs dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
+when many come at once."""
 SOCKETS_PER_QUESTION = 2
 """Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
 DATAGRAM_OCTETS = 4096
@@ -37,6 +40,23 @@ Received = Callable[[bytes], None]
 Broke = Callable[[OSError], None]
 
 
+class _Turn:
+    """What is left to do in this turn of the loop."""
+
+    def __init__(self) -> None:
+        self._left = TURN_BATCH
+
+    def take(self) -> bool:
+        """Whether one more thing may be done now; if not, there will be a next turn."""
+        if self._left == TURN_BATCH:
+            asyncio.get_running_loop().call_soon(self._renew)
+        self._left = max(self._left - 1, -1)
+        return self._left >= 0
+
+    def _renew(self) -> None:
+        self._left = TURN_BATCH
+
+
 class _Channel(Protocol):
     def close(self) -> None: ...
 
@@ -44,8 +64,10 @@ class _Channel(Protocol):
 class _UdpChannel:
     """One question over UDP. Raises OSError if it cannot be sent."""
 
-    def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop, received: Received, broke: Broke) -> None:
-        self._loop, self._received, self._broke = loop, received, broke
+    def __init__(
+        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
+    ) -> None:
+        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
         self._socket = _open(ask, socket.SOCK_DGRAM)
         try:
             self._socket.connect(_destination(ask.upstream))
@@ -56,6 +78,8 @@ class _UdpChannel:
             raise
 
     def _read(self) -> None:
+        if not self._turn.take():
+            return  # it stays readable
         try:
             message = self._socket.recv(DATAGRAM_OCTETS)
         except (BlockingIOError, InterruptedError):
@@ -73,8 +97,10 @@ class _UdpChannel:
 class _TcpChannel:
     """One question over TCP. Raises OSError if there is no connecting."""
 
-    def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop, received: Received, broke: Broke) -> None:
-        self._loop, self._received, self._broke = loop, received, broke
+    def __init__(
+        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
+    ) -> None:
+        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
         self._unsent = frame(ask.message)
         self._reader = MessageReader()
         self._socket = _open(ask, socket.SOCK_STREAM)
@@ -101,6 +127,8 @@ class _TcpChannel:
             self._loop.add_reader(self._socket, self._read)
 
     def _read(self) -> None:
+        if not self._turn.take():
+            return  # it stays readable
         try:
             octets = self._socket.recv(_READ_OCTETS)
             _require(bool(octets), errno.ECONNRESET)
@@ -162,6 +190,7 @@ class Forwarder:
         """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
         self.resolver = resolver
         self._sockets_max = sockets_max
+        self._turn = _Turn()
         self._sockets = 0
         self._reply_times = reply_times
         self._opened: dict[tuple[str, str], int] = {}
@@ -276,7 +305,7 @@ class Forwarder:
         loop = asyncio.get_running_loop()
         opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
         self._opened[opened] = self._opened.get(opened, 0) + 1
-        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, received, broke)
+        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, self._turn, received, broke)
         self._sockets += 1
         return channel
 
@@ -292,6 +321,9 @@ class Forwarder:
         self._timers[flight] = asyncio.get_running_loop().call_later(delay, self._wake, flight)
 
     def _wake(self, flight: Flight) -> None:
+        if not self._turn.take():
+            self._timers[flight] = asyncio.get_running_loop().call_later(0, self._wake, flight)
+            return
         self._carry_out(flight, self.resolver.woken(flight, self._clock()))
 
     def _land(self, flight: Flight) -> None:

@@ -15,7 +15,7 @@ import pytest
 from svcproxy.config import DnsCacheConfig, DnsConfig, DnsForwardConfig, UpstreamPolicy
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
-from svcproxy_dns.forwarder import Forwarder
+from svcproxy_dns.forwarder import TURN_BATCH, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolver import Bounds, Resolver
@@ -382,3 +382,14 @@ async def test_an_upstream_may_be_reached_over_ipv6(tcp: bool) -> None:
         name = "tc.example.com" if tcp else "ttl0.example.com"
         assert (await world.ask(name)).answer
         assert [each.tcp for each in other.asked if each.name == name] == ([False, True] if tcp else [False])
+
+
+@pytest.mark.parametrize(("silent", "rcode"), [(False, "NXDOMAIN"), (True, "SERVFAIL")], ids=["answered", "unanswered"])
+async def test_of_many_questions_at_once_none_is_forgotten(silent: bool, rcode: str) -> None:
+    """More than a turn of the loop deals with, also when they all time out together."""
+    async with node(forward=DnsForwardConfig(deadline=0.6, per_client_max=300)) as world:
+        world.upstreams[0].silent = silent
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(world.ask(f"n{n}.example.com"), name=str(n)) for n in range(20 * TURN_BATCH)]
+        assert {dns.rcode.to_text(each.result().rcode()) for each in asked} == {rcode}
+        assert (world.forward.flights, world.forward.waiting) == (0, 0)
