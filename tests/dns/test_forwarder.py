@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import dns.asyncquery
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rcode
@@ -253,6 +254,18 @@ async def test_a_cname_precedes_what_it_leads_to() -> None:
     async with node() as world:
         answer = await world.ask("alias.example.com")
         assert [dns.rdatatype.to_text(rrset.rdtype) for rrset in answer.answer] == ["CNAME", "A"]
+
+
+async def test_b19_options_of_clients_go_nowhere() -> None:
+    async with node() as world:
+        cookie = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, bytes(8))
+        query = dns.message.make_query("www.example.com", "A", use_edns=0, payload=1400, options=[cookie])
+        for _ in range(2):
+            answer = await dns.asyncquery.udp(query, world.host, port=world.port, timeout=10)
+            assert (answer.edns, answer.payload, answer.options) == (0, 1400, ())
+            assert addresses(answer) == ["192.0.2.53"]
+        assert (await world.ask("www.example.com", use_edns=False)).edns == -1
+        assert not any(each.options for each in world.upstreams[0].asked)
 
 
 async def test_m26_other_names_are_answered_before_the_zone_is_known() -> None:

@@ -43,6 +43,8 @@ class Asked:
     client: tuple[str, int]
     ident: int
     edns: bool
+    options: int
+    """How many EDNS options it had."""
 
 
 class Upstream:
@@ -73,7 +75,9 @@ class Upstream:
         """Take a query down."""
         query = dns.message.from_wire(octets)
         name, qtype = query.question[0].name.to_text(omit_final_dot=True), query.question[0].rdtype
-        self.asked.append(Asked(name, dns.rdatatype.to_text(qtype), tcp, client, query.id, query.edns >= 0))
+        self.asked.append(
+            Asked(name, dns.rdatatype.to_text(qtype), tcp, client, query.id, query.edns >= 0, len(query.options))
+        )
         if self.forward_to is not None:
             self.forward_to(octets)
 
