@@ -19,7 +19,8 @@ Memories = Mapping[Family, list[Element]]
 def read(kernel: Kernel, families: Iterable[Family]) -> Memories:
     """What clients remember. O(clients with affinity)."""
     return {
-        family: [each.element for each in kernel.elements(TABLES[family], SetName.AFF) or ()] for family in families
+        family: [each.element for each in kernel.elements(TABLES[family], SetName.AFF, complete=False) or ()]
+        for family in families
     }
 
 
