@@ -385,6 +385,35 @@ def test_changed_keys_are_leaves() -> None:
     assert changed_keys(new, new) == ()
 
 
+def test_zones_that_come_and_go_are_changes() -> None:
+    old = Config(dns=DnsConfig(stub_domains={"a.example": ("192.0.2.1:53",), "b.example": ("192.0.2.1:53",)}))
+    new = Config(dns=DnsConfig(stub_domains={"b.example": ("192.0.2.2:53",), "c.example": ("192.0.2.1:53",)}))
+    assert changed_keys(old, new) == tuple(f"dns.stub_domains.{zone}.example" for zone in "abc")
+
+
+def test_stub_domains_take_their_canonical_form(file: Callable[[str], str]) -> None:
+    config = load(file('dns: {stub_domains: {Corp.Example.: [192.0.2.1, "fd00::1"], "x.y": [192.0.2.2:54]}}'), None, {})
+    assert config.dns.stub_domains == {"corp.example": ("192.0.2.1:53", "[fd00::1]:53"), "x.y": ("192.0.2.2:54",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("{corp.example: 192.0.2.1}", "corp.example: expected a list", id="no list"),
+        pytest.param("{corp.example: []}", "corp.example has no upstreams", id="an empty list"),
+        pytest.param("{corp.example: [dns.example]}", "'dns.example' is not ADDRESS", id="a name"),
+        pytest.param("{corp.example: [192.0.2.1, 192.0.2.1:53]}", "has an upstream twice", id="one twice"),
+        pytest.param("{'': [192.0.2.1]}", "'' is not a DNS name", id="no name"),
+        pytest.param("{a.b: [192.0.2.1], A.B.: [192.0.2.1]}", "a.b is there twice", id="two spellings"),
+        pytest.param("[192.0.2.1]", "expected a mapping", id="no mapping"),
+    ],
+)
+def test_bad_stub_domains_are_refused(file: Callable[[str], str], text: str, problem: str) -> None:
+    (told,) = refused(file(f"dns: {{stub_domains: {text}}}"))
+    assert told.startswith("c.yaml:1: dns.stub_domains")
+    assert problem in told
+
+
 # --- text forms
 
 

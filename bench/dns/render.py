@@ -49,7 +49,7 @@ def query(name: str, rrtype: RRType, *, opt: bool) -> bytes:
     return header + encode_name(name) + struct.pack(">2H", rrtype, 1) + (b"\0\0\x29\x04\xd0" + bytes(6) if opt else b"")
 
 
-def best(call: Callable[[bytes, int], bytes | None], message: bytes) -> float:
+def best(call: Callable[[bytes, int], object], message: bytes) -> float:
     """Microseconds of CPU per call, the least of several rounds."""
     least = float("inf")
     for _ in range(ROUNDS):

@@ -12,6 +12,7 @@ Messages of every kind are answered or dropped; none raises.
 from collections.abc import Mapping
 
 from svcproxy_dns.domains import Domain, Domains
+from svcproxy_dns.elsewhere import Alias, Elsewhere, Later
 from svcproxy_dns.rendered import TCP, Answer, Kept, Rendered, StartOfAuthority, Tally
 from svcproxy_dns.responses import Responses, addresses_of
 from svcproxy_dns.sections import Records, alias_records, with_opt
@@ -46,10 +47,16 @@ _NO_RECORD, _ONE_RECORD = b"\0\0", b"\0\1"
 
 
 class Answers:
-    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it."""
+    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it.
 
-    def __init__(self, zone: Zone, domains: Domains, rendered: Rendered, serial: int) -> None:
+    `elsewhere` resolves all other names; without it they are refused.
+    """
+
+    def __init__(
+        self, zone: Zone, domains: Domains, rendered: Rendered, serial: int, elsewhere: Elsewhere | None = None
+    ) -> None:
         self._zone = zone
+        self._elsewhere = elsewhere
         self._domains = domains
         self._rendered = rendered
         self._kept = rendered.answers
@@ -69,8 +76,11 @@ class Answers:
         names = {**_COUNTED, _UNREAD: "", _OTHERS: "other"}
         return {(names[qtype], Rcode(rcode).name): tally for (qtype, rcode), tally in self._tallies.items()}
 
-    def respond(self, message: bytes, transport: int) -> bytes | None:
-        """The response to a message; None if it gets none. `transport`: see `svcproxy_dns.rendered.TCP`."""
+    def respond(self, message: bytes, transport: int) -> bytes | Later | None:
+        """The response to a message, or what finds it out; None if it gets none.
+
+        `transport`: see `svcproxy_dns.rendered.TCP`.
+        """
         limit, opt = UDP_DEFAULT_OCTETS, b""
         kept = self._kept.get(message[2:])
         if kept is None and message[10:12] == _ONE_RECORD and (known := self._opts.get(message[-OPT_OCTETS:])):
@@ -87,7 +97,7 @@ class Answers:
                 return message[:2] + answer.render(limit, opt)  # type: ignore[union-attr]  # bytes went above
         return self._respond(message, transport)
 
-    def _respond(self, message: bytes, transport: int) -> bytes | None:
+    def _respond(self, message: bytes, transport: int) -> bytes | Later | None:
         query = parse_query(message)
         if query is None:
             self.dropped += 1
@@ -96,7 +106,8 @@ class Answers:
         if isinstance(query, Rcode):
             self._tally(_UNREAD, query)[transport] += 1
             return header_only(message, query)
-        return message[:2] + self._answer(query, message, transport)
+        answer = self._answer(query, message, transport)
+        return message[:2] + answer if isinstance(answer, bytes) else answer
 
     def _tally(self, qtype: int, rcode: int) -> Tally:
         tally = self._tallies.get((qtype, rcode))
@@ -104,9 +115,11 @@ class Answers:
             tally = self._tallies[qtype, rcode] = [0] * TRANSPORTS
         return tally
 
-    def _answer(self, query: Query, message: bytes, transport: int) -> bytes:
-        """The response after the ID."""
-        domain = None
+    def _answer(self, query: Query, message: bytes, transport: int) -> bytes | Later:
+        """The response after the ID, or what finds the whole of it out."""
+        domain, elsewhere = None, self._elsewhere
+        if elsewhere is not None and not query.edns_version and self._domains.find(query.labels) is None:
+            return elsewhere.resolve(query, message[:2], transport)
         if query.qclass == CLASS_IN and query.qtype not in _TRANSFERS and not query.edns_version:
             domain = self._domains.find(query.labels)
         if domain is None:
@@ -115,13 +128,19 @@ class Answers:
             opt = query.opt_record(rcode)
             return front(query.response_flags(rcode), query.question, 0, 0, 1 if opt else 0) + opt
         name = self._lookup(query.labels, domain)
+        if elsewhere is not None and name is None and domain.reverse:
+            return elsewhere.resolve(query, message[:2], transport)
         answer: bytes | Answer
         if not isinstance(name, Name):
             rcode = Rcode.NXDOMAIN if name is None else Rcode.SERVFAIL
             self._count(query, rcode, transport)
             answer = self._responses.negative(query, domain, rcode)
         elif name.alias is not None and query.qtype != _SRV:
-            answer, rcode = self._follow(query, domain, name.alias)
+            targets, end = self._chain(query, name.alias)
+            if elsewhere is not None and end is _ELSEWHERE and query.qtype != _CNAME:
+                aliases = [Alias(target, self._zone.ttl) for target in targets]
+                return elsewhere.resolve(query, message[:2], transport, aliases)
+            answer, rcode = self._follow(query, domain, targets, end)
             self._count(query, rcode, transport)
         else:
             tally = self._count(query, Rcode.NOERROR, transport)
@@ -154,13 +173,14 @@ class Answers:
             return self._zone.lookup_address(labels)
         return self._zone.lookup(labels[: -domain.depth])
 
-    def _follow(self, query: Query, domain: Domain, alias: str) -> tuple[Answer, Rcode]:
+    def _follow(
+        self, query: Query, domain: Domain, targets: list[str], end: Name | Unready | None
+    ) -> tuple[Answer, Rcode]:
         """CNAMEs from the question's name as far as the zones know them, then what is asked (RFC 1034 §3.6.2).
 
-        A target outside the zones ends the chain: this is where a forwarder has to go on. One that does not exist gives
+        A target outside the zones ends the chain. One that does not exist gives
         its NXDOMAIN (RFC 6604 §3); a loop, and a chain longer than `CHAIN_MAX`, NODATA.
         """
-        targets, end = self._chain(query, alias)
         rcode = Rcode.NOERROR
         if isinstance(end, Unready):
             rcode, targets = Rcode.SERVFAIL, []

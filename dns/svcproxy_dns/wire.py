@@ -19,7 +19,7 @@ TYPE_CLASS_OCTETS = 4
 """What follows the name in a question."""
 LABEL_MAX_OCTETS = 63
 
-QR, AA, TC, RD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0010
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE_MASK = 0x7800
 CLASS_IN = 1
 QUESTION_POINTER = b"\xc0\x0c"
@@ -106,6 +106,11 @@ class Query:
         if self.opt_payload is None:
             return UDP_DEFAULT_OCTETS
         return min(max(self.opt_payload, UDP_DEFAULT_OCTETS), UDP_MAX_OCTETS)
+
+    @property
+    def wants_authentic(self) -> bool:
+        """Whether the client understands AD (RFC 6840 §5.7)."""
+        return self.dnssec_ok or bool(self.flags & AD)
 
     def response_flags(self, rcode: int, extra: int = 0) -> int:
         """Header flags of a response: RD and CD as asked (RFC 1035 §4.1.1, RFC 4035 §3.1.6), the rest ours."""

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from svcproxy import __version__
 from svcproxy.config import DnsConfig
+from svcproxy.workers.dns_forward_metrics import forward_metrics
 from svcproxy_dns.worker import DnsStatistics
 
 _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
@@ -45,6 +46,8 @@ class _Collector(Collector):
         """See `Collector`."""
         now = self._statistics()
         yield from self._traffic(now)
+        if now.forward is not None:
+            yield from forward_metrics(now.forward, [self._server, ".", ""])
         info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
         info.add_metric([f"svcproxy-{__version__}", "", ""], 1)
         yield info
@@ -76,21 +79,25 @@ class _Collector(Collector):
 
     def _traffic(self, now: DnsStatistics) -> Iterator[Metric]:
         labels = ["server", "zone", "view"]
-        values = [self._server, self._zone, ""]
         requests = CounterMetricFamily(
             "coredns_dns_requests", "Queries answered.", labels=[*labels, "proto", "family", "type"]
         )
         responses = CounterMetricFamily("coredns_dns_responses", "Responses.", labels=[*labels, "rcode", "plugin"])
-        by_type: dict[tuple[str, int], int] = defaultdict(int)
-        by_rcode: dict[str, int] = defaultdict(int)
-        for (qtype, rcode), tally in now.responses.items():
-            by_rcode[rcode] += sum(tally)
+        by_type: dict[tuple[str, str, int], int] = defaultdict(int)
+        by_rcode: dict[tuple[str, str, str], int] = defaultdict(int)
+        found = [(self._zone, "kubernetes", *key, tally) for key, tally in now.responses.items()]
+        if now.forward is not None:
+            found += [
+                (".", plugin, qtype, rcode, tally) for (qtype, rcode, plugin), tally in now.forward.responses.items()
+            ]
+        for zone, plugin, qtype, rcode, tally in found:
+            by_rcode[zone, rcode, plugin] += sum(tally)
             for transport, count in enumerate(tally):
-                by_type[qtype or "other", transport] += count
-        for (qtype, transport), count in by_type.items():
+                by_type[zone, qtype or "other", transport] += count
+        for (zone, qtype, transport), count in by_type.items():
             if count:
-                requests.add_metric([*values, *_TRANSPORTS[transport], qtype], count)
-        for rcode, count in by_rcode.items():
-            responses.add_metric([*values, rcode, "kubernetes"], count)
+                requests.add_metric([self._server, zone, "", *_TRANSPORTS[transport], qtype], count)
+        for (zone, rcode, plugin), count in by_rcode.items():
+            responses.add_metric([self._server, zone, "", rcode, plugin], count)
         yield requests
         yield responses

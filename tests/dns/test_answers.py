@@ -94,7 +94,7 @@ def test_large_answers(client: Client, name: str, payload: int | None, transport
     query = asked.to_wire()
     for _ in range(3):
         response = client.core.respond(query, transport)
-        assert response is not None
+        assert isinstance(response, bytes)
         assert len(response) <= limit
         message = dns.message.from_wire(response)
         found = [address for address in addresses(message) if address.startswith("10.")]
@@ -121,7 +121,7 @@ def test_large_answers_with_additional_records(
         asked.use_edns(0, payload=payload)
     for _ in range(2):
         response = client.core.respond(asked.to_wire(), transport)
-        assert response is not None
+        assert isinstance(response, bytes)
         assert len(response) <= limit
         message = dns.message.from_wire(response)
         services, glue = sum(map(len, message.answer)), sum(map(len, message.additional))

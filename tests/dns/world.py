@@ -166,7 +166,7 @@ class Client:
     def exchange(self, query: dns.message.Message | bytes, transport: int = UDP) -> dns.message.Message:
         wire = query if isinstance(query, bytes) else query.to_wire()
         response = self.core.respond(wire, transport)
-        assert response is not None
+        assert isinstance(response, bytes)
         return dns.message.from_wire(response)
 
     def ask(self, qname: str, qtype: str, transport: int = UDP) -> Answer:

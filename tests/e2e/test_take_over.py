@@ -2,9 +2,8 @@
 """Case 53 and T55: a node changes hands from a real kube-proxy to svcproxy, and back, under load."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from tests.e2e.differential.worlds import API_ADDRESS, attach, bridge, kube_prox
 from tests.e2e.harness import SERVICES, SLICES, eventually
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
-from tests.netns.probes import Outcome, Served
+from tests.netns.probes import Served
+from tests.netns.steady import steady
 from tests.netns.world import World
 
 pytestmark = pytest.mark.netns
 
-AT_A_TIME = 8
-PACE = 0.05
-"""Seconds between two times of each client."""
+ATTEMPTS = 16
+"""In which each of two endpoints shows."""
 NODE_PORT = 30080
 IPV4 = AT[Family.IPV4]
 TARGETS = {"p1": (IPV4.cluster_ip, 80), "x": (IPV4.n1, NODE_PORT), "h1": (IPV4.cluster_ip, 80)}
@@ -59,7 +58,7 @@ class Site:
         """Return once new connections reach these pods and no others."""
         wanted = set(pods)
         while True:
-            met = await self.world.attempts(AT_A_TIME * 2, "p1", Protocol.TCP, TARGETS["p1"], 1.0)
+            met = await self.world.attempts(ATTEMPTS, "p1", Protocol.TCP, TARGETS["p1"], 1.0)
             if {each.by if isinstance(each, Served) else "" for each in met} == wanted:
                 return
             await asyncio.sleep(0.1)
@@ -122,27 +121,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield Site(world, plane, control, tmp_path)
 
 
-@asynccontextmanager
-async def load(site: Site) -> AsyncIterator[Counter[Outcome]]:
-    """Connections from a pod, from outside and from the node itself; at the end every one of them was served."""
-    met = Counter[Outcome]()
-    going_on = True
-
-    async def connect(place: str) -> None:
-        while going_on:
-            met.update(await site.world.attempts(AT_A_TIME, place, Protocol.TCP, TARGETS[place]))
-            await asyncio.sleep(PACE)
-
-    async with asyncio.TaskGroup() as group:
-        for place in TARGETS:
-            group.create_task(connect(place), name=place)
-        yield met
-        before = met.total()
-        await eventually(lambda: met.total() > before + 6 * AT_A_TIME, "the load goes on")
-        going_on = False
-    assert [outcome for outcome in met if not isinstance(outcome, Served)] == []
-
-
 @pytest.mark.parametrize("mode", ["nftables", "iptables"])
 async def test_case_53_from_kube_proxy_and_back(site: Site, mode: str) -> None:
     old, new = site.process("kube-proxy", mode), site.process("svcproxy")
@@ -152,7 +130,7 @@ async def test_case_53_from_kube_proxy_and_back(site: Site, mode: str) -> None:
             await site.serves("a1", "b1")
             with site.world.flow("p1", Protocol.TCP, TARGETS["p1"]) as established:
                 first = await established.ask()
-                async with load(site):
+                async with steady(site.world, TARGETS):
                     site.start(new)
                     await eventually(lambda: "kube-proxy" in str(site.readiness().get("reasons")), "it waits")
                     site.endpoints("a2")

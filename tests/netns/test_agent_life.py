@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's process comes, goes, is killed and replaced on a node under load: new connections never notice."""
 
-import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +10,17 @@ import pytest
 from svcproxy.model.meta import Family, Protocol
 from tests.e2e.harness import AgentProcess, eventually
 from tests.netns.places import AT
-from tests.netns.probes import Outcome, Served
+from tests.netns.probes import Served
+from tests.netns.steady import more, steady
 from tests.netns.world import World
 
 pytestmark = pytest.mark.netns
 
-AT_A_TIME = 20
-"""Connections tried together, again and again."""
-PACE = 0.05
-"""Seconds between two times: source ports are not used twice in a test."""
+ATTEMPTS = 20
+"""In which each of a few endpoints shows."""
 IPV4 = AT[Family.IPV4]
 TARGET = (IPV4.cluster_ip, 80)
+CLIENTS = {"p1": TARGET, "x": TARGET}
 
 
 def manifests(directory: Path, *pods: str) -> None:
@@ -80,7 +77,7 @@ class Node:
     async def serves(self, *pods: str) -> None:
         """Return once new connections reach these pods and no others."""
         while True:
-            met = await self.world.attempts(AT_A_TIME, "p1", Protocol.TCP, TARGET)
+            met = await self.world.attempts(ATTEMPTS, "p1", Protocol.TCP, TARGET)
             if set(met) == {Served(pod, IPV4.p1) for pod in pods}:
                 return
 
@@ -101,27 +98,6 @@ def node(world: World, tmp_path: Path) -> Iterator[Node]:
         made.close()
 
 
-@asynccontextmanager
-async def load(node: Node) -> AsyncIterator[Counter[Outcome]]:
-    """Connections from a pod and from outside, all the time; at the end every one of them was served."""
-    met = Counter[Outcome]()
-    going_on = True
-
-    async def connect(place: str) -> None:
-        while going_on:
-            met.update(await node.world.attempts(AT_A_TIME, place, Protocol.TCP, TARGET))
-            await asyncio.sleep(PACE)
-
-    async with asyncio.TaskGroup() as group:
-        for place in ("p1", "x"):
-            group.create_task(connect(place), name=place)
-        yield met
-        before = met.total()
-        await eventually(lambda: met.total() > before + 4 * AT_A_TIME, "the load goes on")
-        going_on = False
-    assert [outcome for outcome in met if not isinstance(outcome, Served)] == []
-
-
 def programming(agent: AgentProcess) -> dict[str, int]:
     """The counters of what programming took, by name."""
     lines = agent.api().ask("/metrics").body.decode().splitlines()
@@ -133,11 +109,10 @@ def programming(agent: AgentProcess) -> dict[str, int]:
 async def test_case_45_t39_killed_and_started_again(node: Node) -> None:
     async with node.world.serving():
         agent = await node.agent()
-        async with load(node) as met:
-            await eventually(lambda: met.total() > AT_A_TIME, "there is load")
+        async with steady(node.world, CLIENTS) as met:
+            await more(met)
             agent.kill()
-            before = met.total()
-            await eventually(lambda: met.total() > before + 10 * AT_A_TIME, "the kernel serves alone")
+            await more(met, 20)
             again = await node.agent()
             assert programming(again)["operations"] == 0
             manifests(node.objects, "a2")
@@ -148,7 +123,7 @@ async def test_case_45_t39_killed_and_started_again(node: Node) -> None:
 async def test_t40_endpoints_changed_while_it_was_down(node: Node) -> None:
     async with node.world.serving():
         agent = await node.agent()
-        async with load(node):
+        async with steady(node.world, CLIENTS):
             agent.kill()
             manifests(node.objects, "a2", "b2", "b1")
             await node.serves("a1", "b1")
@@ -159,7 +134,7 @@ async def test_t40_endpoints_changed_while_it_was_down(node: Node) -> None:
 async def test_a_new_version_takes_over_under_load(node: Node) -> None:
     async with node.world.serving():
         old = await node.agent("old")
-        async with load(node):
+        async with steady(node.world, CLIENTS):
             new = await node.agent("new")
             await eventually(lambda: bool(old.readiness().get("waiting")), "the old one stands by")
             assert programming(new)["operations"] == 0
