@@ -24,10 +24,13 @@ Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 FilePath = Annotated[str, Meta(extra={"check": syntax.path})]
 NodeName = Annotated[str, Meta(extra={"check": syntax.node_name})]
 Zone = Annotated[str, Meta(extra={"check": syntax.zone})]
+ZoneOrCidr = Annotated[str, Meta(extra={"check": syntax.zone_or_cidr})]
+NamespaceName = Annotated[str, Meta(extra={"check": syntax.dns_label})]
 Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
 NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
 ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
 ResolverAddress = Annotated[str, Meta(extra={"check": syntax.resolver_address})]
+StubDomains = Annotated[dict[str, tuple[ResolverAddress, ...]], Meta(extra={"check": syntax.stub_domains})]
 InterfaceName = Annotated[str, Meta(extra={"check": syntax.interface_name})]
 ApiServerUrl = Annotated[str, Meta(extra={"check": syntax.api_server_url})]
 
@@ -50,6 +53,16 @@ class DetectLocalMode(StrEnum):
     NODE_CIDR = "NodeCIDR"
     BRIDGE_INTERFACE = "BridgeInterface"
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class PodNames(StrEnum):
+    """Which names below `pod` exist; the words are CoreDNS'."""
+
+    DISABLED = "disabled"
+    INSECURE = "insecure"
+    """Every address in a namespace that exists, as written in the name."""
+    VERIFIED = "verified"
+    """The addresses of the Pods of the namespace."""
 
 
 class LogFormat(StrEnum):
@@ -166,6 +179,49 @@ class DataplaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ()
 
 
+class UpstreamPolicy(StrEnum):
+    """Which of several healthy upstreams is asked first; the names are CoreDNS'."""
+
+    RANDOM = "random"
+    ROUND_ROBIN = "round_robin"
+    SEQUENTIAL = "sequential"
+
+
+class DnsForwardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How names outside the zone are asked of upstreams."""
+
+    policy: UpstreamPolicy = UpstreamPolicy.RANDOM
+    """Which upstream is asked first: any, each in turn, or the first one listed. The next one is asked when it does not
+    answer within 0.4 s."""
+    deadline: Annotated[float, Meta(ge=0.5, le=4.8)] = 4.0
+    """Time for an answer, over all upstreams; resolvers in pods give up after 5 s."""
+    concurrent_max: Count = 1000
+    """Questions on their way to upstreams at once. Further ones are refused; the zone is answered regardless."""
+    per_client_max: Count = 100
+    """Queries of one client address that wait for upstreams at once. Further ones are refused."""
+    mixed_case: bool = False
+    """Spell names at random towards upstreams, which must answer with the same spelling: harder to forge."""
+
+
+class DnsCacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of upstreams' answers."""
+
+    ttl_min: Annotated[int, Meta(ge=0, le=3600)] = 5
+    """Seconds for which any answer is kept at least."""
+    ttl_max: Annotated[int, Meta(ge=0, le=86400)] = 30
+    """Seconds for which an answer is kept at most; TTLs are lowered to it."""
+    denial_ttl_max: Annotated[int, Meta(ge=0, le=10800)] = 30
+    """Seconds for which it is kept at most that a name or a type does not exist."""
+    failure_ttl: Annotated[int, Meta(ge=0, le=300)] = 5
+    """Seconds for which an upstream's SERVFAIL is kept; that no upstream answers, for 1 s at most."""
+    stale_max: Annotated[int, Meta(ge=0, le=604800)] = 3600
+    """Seconds for which an expired answer is still given when upstreams fail or take longer than 1.8 s; 0: never."""
+    entries_max: Count = 10000
+    """Answers kept, and again as many denials; the one used longest ago makes room."""
+    octets_max: Annotated[int, Meta(ge=65536, le=1 << 34)] = 16 << 20
+    """Memory for answers, and again as much for denials."""
+
+
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cluster DNS."""
 
@@ -173,16 +229,37 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether `svcproxy run` starts the DNS role."""
     listen: tuple[ListenAddress, ...] = ("127.0.0.1:53",)
     """ADDRESS:PORT pairs; IPv6 in brackets."""
-    cluster_domain: Zone = "cluster.local"
-    """The zone that is answered."""
+    zones: tuple[ZoneOrCidr, ...] = ("cluster.local", "in-addr.arpa", "ip6.arpa")
+    """Zones that are answered: cluster domains, which all hold the same names, and the addresses that PTR answers, as
+    zones or CIDRs. PTR and the SOA of addresses name the first cluster domain."""
     ttl: Annotated[int, Meta(ge=0, le=3600)] = 30
     """TTL of answers, 0 to 3600."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the addresses."""
+    pods: PodNames = PodNames.INSECURE
+    """Names of Pods by address: none, any in an existing namespace, or those of Pods that run. `verified` watches all
+    Pods, for which the agent's role must allow list and watch."""
     endpoint_pod_names: bool = False
     """Name endpoints without a hostname after their Pod."""
+    ignore_empty_service: bool = False
+    """Whether a Service with a ClusterIP does not exist while it has no ready endpoint."""
+    namespaces: tuple[NamespaceName, ...] = ()
+    """The only namespaces whose names exist. Empty: all."""
+
     upstreams: tuple[ResolverAddress, ...] = ()
-    """Resolvers for other names. Not used yet: other names are refused."""
+    """Resolvers for names outside the zone. Empty: those of `resolv_conf`."""
+    resolv_conf: FilePath | None = "/etc/resolv.conf"
+    """File whose `nameserver` lines are the upstreams if none are given here; it is followed. null: names outside the
+    zone and the stub domains are refused, unless there are `upstreams`."""
+    stub_domains: StubDomains = {}
+    """Zones with upstreams of their own: a mapping of zones to lists of upstreams. The longest zone counts."""
+    forward: DnsForwardConfig = DnsForwardConfig()
+    cache: DnsCacheConfig = DnsCacheConfig()
+
+    @property
+    def cluster_domain(self) -> str:
+        """The first zone that is none of addresses: the one that short names are completed with."""
+        return next((zone for zone in self.zones if not syntax.is_reverse(zone)), "")
 
 
 class AdminConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,7 +322,11 @@ def dump(config: Config) -> dict[str, Any]:
 def changed_keys(old: Config, new: Config) -> tuple[str, ...]:
     """Dotted paths of the keys whose values differ, sorted."""
     before, after = _leaves(dump(old)), _leaves(dump(new))
-    return tuple(sorted(key for key in before if before[key] != after[key]))
+    keys = before.keys() | after.keys()
+    return tuple(sorted(key for key in keys if before.get(key, _ABSENT) != after.get(key, _ABSENT)))
+
+
+_ABSENT = object()
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

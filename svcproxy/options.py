@@ -31,6 +31,8 @@ class Flag:
     metavar: str
     help: str
     repeatable: bool = False
+    besides: tuple[str, ...] = ()
+    """Values of the key that stay when the flag is given."""
 
     @property
     def attribute(self) -> str:
@@ -47,7 +49,14 @@ FLAGS: tuple[Flag, ...] = (
         "--dataplane", "dataplane.mode", f"{{{','.join(DataplaneMode)}}}", "how Services are balanced (default: auto)"
     ),
     Flag("--dns-listen", "dns.listen", "ADDRESS:PORT", "address that answers DNS", repeatable=True),
-    Flag("--cluster-domain", "dns.cluster_domain", "ZONE", "zone of the cluster's names (default: cluster.local)"),
+    Flag(
+        "--cluster-domain",
+        "dns.zones",
+        "ZONE",
+        "zone of the cluster's names (default: cluster.local), besides those of all addresses",
+        repeatable=True,
+        besides=("in-addr.arpa", "ip6.arpa"),
+    ),
     Flag("--upstream", "dns.upstreams", "ADDRESS[:PORT]", "resolver for all other names", repeatable=True),
     Flag("--admin-listen", "admin.metrics_listen", "ADDRESS:PORT", "address of /metrics and the read-only status API"),
     Flag("--run-dir", "run_dir", "DIR", "sockets, locks and process status (default: /run/svcproxy)"),
@@ -71,6 +80,9 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
     """The configuration that a parsed command line asks for; its `--config` file is read. Raises as `load` does."""
     given = {flag.key: getattr(arguments, flag.attribute, None) for flag in FLAGS}
     overrides = {key: value for key, value in given.items() if value is not None}
+    for flag in FLAGS:
+        if flag.besides and flag.key in overrides:
+            overrides[flag.key] = [*overrides[flag.key], *flag.besides]
     return load(getattr(arguments, "config", None), overrides, environ)
 
 
@@ -189,11 +201,14 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     for section, key, values in (
         ("kube", "api_servers", kube.api_servers),
         ("dns", "listen", config.dns.listen),
+        ("dns", "zones", config.dns.zones),
         ("dns", "upstreams", config.dns.upstreams),
     ):
         for index, value in enumerate(values):
             if value in values[:index] and not value.endswith(":0"):
                 yield document.problem(f"{value} is listed twice", (section, key, index))
+    if not config.dns.cluster_domain and "dns.zones" not in bad:
+        yield document.problem("a cluster domain is needed besides zones of addresses", ("dns", "zones"))
     if config.dns.enabled and not config.dns.listen:
         yield document.problem("at least one address is needed while dns.enabled is true", ("dns", "listen"))
     one_address = admin.health_listen is not None and admin.health_listen == admin.metrics_listen

@@ -58,6 +58,21 @@ def resolver_address(text: str) -> str:
     return _address_port(text, default=53)
 
 
+def stub_domains(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Zones, in canonical form, with the resolvers of each."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text, addresses in value.items():
+        name = zone(text)
+        if name in found:
+            raise ValueError(f"{name} is there twice")
+        if not addresses:
+            raise ValueError(f"{name} has no upstreams")
+        if len(set(addresses)) < len(addresses):
+            raise ValueError(f"{name} has an upstream twice")
+        found[name] = addresses
+    return found
+
+
 def _address_port(text: str, default: int | None) -> str:
     expected = "ADDRESS:PORT" if default is None else "ADDRESS or ADDRESS:PORT"
     problem = ValueError(f"{text!r} is not {expected} with an IP address, IPv6 in brackets")
@@ -97,6 +112,16 @@ def dns_subdomain(text: str) -> str:
 def zone(text: str) -> str:
     """The name of a DNS zone, in lower case and without the final dot."""
     return dns_subdomain(text.lower().removesuffix("."))
+
+
+def zone_or_cidr(text: str) -> str:
+    """The name of a DNS zone, or a CIDR that stands for its reverse zones."""
+    return cidr(text) if "/" in text else zone(text)
+
+
+def is_reverse(text: str) -> bool:
+    """Whether what `zone_or_cidr` returned is a zone of addresses."""
+    return "/" in text or text.endswith((".in-addr.arpa", ".ip6.arpa")) or text in {"in-addr.arpa", "ip6.arpa"}
 
 
 def node_name(text: str) -> str:

@@ -21,6 +21,8 @@ TEXT_FORMS = {
     syntax.path: "path",
     syntax.node_name: "DNS name",
     syntax.zone: "DNS name",
+    syntax.zone_or_cidr: "DNS name or CIDR",
+    syntax.dns_label: "DNS label",
     syntax.cidr: "CIDR",
     syntax.node_port_addresses: "CIDR or keyword",
     syntax.listen_address: "ADDRESS:PORT",
@@ -59,7 +61,8 @@ def _sections(struct: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, 
         if isinstance(field.type, mi.StructType):
             inner.append((field.type.cls, f"{path}."))
             continue
-        default = json.dumps(msgspec.to_builtins(field.default))
+        value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        default = json.dumps(msgspec.to_builtins(value))
         change = "live" if path in LIVE else "restart"
         keys.append(Key(path, _type(field.type), default, change, meanings[field.name]))
     yield prefix.rstrip("."), inspect.cleandoc(struct.__doc__ or ""), keys
@@ -82,12 +85,14 @@ def _field_docstrings(struct: type[msgspec.Struct]) -> dict[str, str]:
 def _type(info: mi.Type) -> str:
     match info:
         case mi.Metadata():
-            return TEXT_FORMS[info.extra["check"]] if info.extra else _type(info.type)
+            return TEXT_FORMS.get(info.extra["check"], "") or _type(info.type) if info.extra else _type(info.type)
         case mi.UnionType():
             (member,) = (member for member in info.types if not isinstance(member, mi.NoneType))
             return f"{_type(member)} or null"
         case mi.VarTupleType():
             return f"list of {_type(info.item_type)}"
+        case mi.DictType():
+            return f"mapping to {_type(info.value_type)}"
         case mi.EnumType():
             return ", ".join(f"`{member.value}`" for member in info.cls)
         case mi.LiteralType():

@@ -111,7 +111,10 @@ def test_values_take_their_canonical_form(file: Callable[[str], str]) -> None:
 node_name: Node-1.Example
 kube: {api_servers: [https://10.0.0.1:6443/]}
 dataplane: {cluster_cidrs: [10.1.2.3/16, FD00::/48], node_port_addresses: [all, 192.0.2.1/32], resync_interval: 5}
-dns: {listen: ["[FD00:0::1]:53"], cluster_domain: Cluster.Local., upstreams: [192.0.2.53, "fd00::53", "[fd00::54]:54"]}
+dns:
+  listen: ["[FD00:0::1]:53"]
+  zones: [Cluster.Local., 10.96.0.1/12, IP6.arpa]
+  upstreams: [192.0.2.53, "fd00::53", "[fd00::54]:54"]
 admin: {health_listen: null}
 log: {format: json}
 """),
@@ -125,7 +128,7 @@ log: {format: json}
     assert config.dataplane.resync_interval == 5.0
     assert isinstance(config.dataplane.resync_interval, float)
     assert config.dns.listen == ("[fd00::1]:53",)
-    assert config.dns.cluster_domain == "cluster.local"
+    assert config.dns.zones == ("cluster.local", "10.96.0.0/12", "ip6.arpa")
     assert config.dns.upstreams == ("192.0.2.53:53", "[fd00::53]:53", "[fd00::54]:54")
     assert config.admin.health_listen is None
     assert config.log.format is LogFormat.JSON
@@ -210,6 +213,11 @@ def test_every_problem_is_told_at_once_with_its_line(file: Callable[[str], str])
             "dns:\n  listen:\n  - 127.0.0.1:53\n  - 127.0.0.1:53\n",
             "c.yaml:4: dns.listen[1]: 127.0.0.1:53 is listed twice",
             id="an address twice",
+        ),
+        pytest.param(
+            "dns: {zones: [in-addr.arpa, 10.96.0.0/12]}\n",
+            "c.yaml:1: dns.zones: a cluster domain is needed besides zones of addresses",
+            id="zones of addresses alone",
         ),
         pytest.param("dns: {listen: []}\n", "c.yaml:1: dns.listen: at least one address", id="DNS without address"),
         pytest.param(
@@ -299,12 +307,18 @@ def test_a_file_that_cannot_be_read_is_told_beside_the_flags(
     make: Callable[[Path], None], cause: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "c.yaml")
-    problems = refused(str(tmp_path / "c.yaml"), {"dns.cluster_domain": "a..b"})
+    problems = refused(str(tmp_path / "c.yaml"), {"dns.zones": ["a..b"]})
     assert problems[0] == f"c.yaml: cannot be read: {cause}"
     assert problems[1].startswith("--cluster-domain: 'a..b' is not a DNS name")
 
 
 # --- flags and environment
+
+
+def test_cluster_domains_of_the_command_line_stand_beside_the_zones_of_addresses(file: Callable[[str], str]) -> None:
+    path = file("dns: {zones: [file.local, ip6.arpa]}\n")
+    given = arguments("--config", path, "--cluster-domain", "a.local", "--cluster-domain", "b.local")
+    assert from_arguments(given, ENVIRON).dns.zones == ("a.local", "b.local", "in-addr.arpa", "ip6.arpa")
 
 
 def test_flags_win_over_the_file(file: Callable[[str], str]) -> None:
@@ -369,6 +383,35 @@ def test_changed_keys_are_leaves() -> None:
     new = msgspec.structs.replace(old, node_name="x", dns=DnsConfig(ttl=1), log=LogConfig(level="debug"))
     assert changed_keys(old, new) == ("dns.ttl", "log.level", "node_name")
     assert changed_keys(new, new) == ()
+
+
+def test_zones_that_come_and_go_are_changes() -> None:
+    old = Config(dns=DnsConfig(stub_domains={"a.example": ("192.0.2.1:53",), "b.example": ("192.0.2.1:53",)}))
+    new = Config(dns=DnsConfig(stub_domains={"b.example": ("192.0.2.2:53",), "c.example": ("192.0.2.1:53",)}))
+    assert changed_keys(old, new) == tuple(f"dns.stub_domains.{zone}.example" for zone in "abc")
+
+
+def test_stub_domains_take_their_canonical_form(file: Callable[[str], str]) -> None:
+    config = load(file('dns: {stub_domains: {Corp.Example.: [192.0.2.1, "fd00::1"], "x.y": [192.0.2.2:54]}}'), None, {})
+    assert config.dns.stub_domains == {"corp.example": ("192.0.2.1:53", "[fd00::1]:53"), "x.y": ("192.0.2.2:54",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("{corp.example: 192.0.2.1}", "corp.example: expected a list", id="no list"),
+        pytest.param("{corp.example: []}", "corp.example has no upstreams", id="an empty list"),
+        pytest.param("{corp.example: [dns.example]}", "'dns.example' is not ADDRESS", id="a name"),
+        pytest.param("{corp.example: [192.0.2.1, 192.0.2.1:53]}", "has an upstream twice", id="one twice"),
+        pytest.param("{'': [192.0.2.1]}", "'' is not a DNS name", id="no name"),
+        pytest.param("{a.b: [192.0.2.1], A.B.: [192.0.2.1]}", "a.b is there twice", id="two spellings"),
+        pytest.param("[192.0.2.1]", "expected a mapping", id="no mapping"),
+    ],
+)
+def test_bad_stub_domains_are_refused(file: Callable[[str], str], text: str, problem: str) -> None:
+    (told,) = refused(file(f"dns: {{stub_domains: {text}}}"))
+    assert told.startswith("c.yaml:1: dns.stub_domains")
+    assert problem in told
 
 
 # --- text forms

@@ -36,6 +36,7 @@ from svcproxy.feed.subscriber import FeedState, Subscriber
 from svcproxy.model.meta import Protocol
 from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
 from svcproxy.process.sockets import listen_unix
+from svcproxy_dns.contents import Schema
 from svcproxy_dns.zone import Zone
 
 ENDPOINTS = 10
@@ -106,7 +107,7 @@ async def work(path: Path, gc_mode: str) -> None:
         if state.complete:
             complete.set()
 
-    zone = Zone("cluster.local", ttl=30, rng=random.Random(1))
+    zone = Zone(Schema(), ttl=30, rng=random.Random(1))
     client = FeedClient(lambda: path, Subscriber(NAMES, zone, "dns-0", os.getpid()), changed)
     if gc_mode == "freeze":
         gc.collect()

@@ -1,50 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries in, responses out: what the zone says, in octets. Pure.
+"""Queries in, responses out: what the zones say, in octets. Pure.
 
-A query seen before costs one look-up, from its octets after the ID to those of the response. Only answers about names
-that exist are kept, for those that do not are without number; an answer is right as long as its source is of the
-revision that it was made from, so a change costs nothing here and is in force with the next query.
+A query seen before costs one look-up, from its octets after the ID to those of the response; an OPT without options is
+taken off the query before, and put on the response after. Only answers about names that exist are kept, for those that
+do not are without number; an answer is right as long as its source is of the revision that it was made from, so a
+change costs nothing here and is in force with the next query.
 
 Messages of every kind are answered or dropped; none raises.
 """
 
 from collections.abc import Mapping
 
-from svcproxy_dns.assembly import Assembly
-from svcproxy_dns.rendered import TCP, Answer, Rendered, Rotating, StartOfAuthority, Tally, WithSoa
-from svcproxy_dns.rrset import AddressSet
+from svcproxy_dns.domains import Domain, Domains
+from svcproxy_dns.elsewhere import Alias, Elsewhere, Later
+from svcproxy_dns.rendered import TCP, Answer, Kept, Rendered, StartOfAuthority, Tally
+from svcproxy_dns.responses import Responses, addresses_of
+from svcproxy_dns.sections import Records, alias_records, with_opt
 from svcproxy_dns.wire import (
     AA,
     CLASS_IN,
-    HEADER_OCTETS,
-    TC,
+    OPT_OCTETS,
     TCP_MAX_OCTETS,
+    UDP_DEFAULT_OCTETS,
     Query,
     Rcode,
     RRType,
+    front,
     header_only,
     parse_query,
 )
 from svcproxy_dns.zone import Name, Unready, Zone
 
 CHAIN_MAX = 10
-"""CNAMEs followed within the zone for one answer."""
+"""CNAMEs followed within the zones for one answer."""
+OPTS_MAX = 1024
+"""Spellings of OPT remembered; clients use a handful. One more and all are read anew."""
 TRANSPORTS = 4
-_OTHER = "other"
 _COUNTED = {int(rrtype): rrtype.name for rrtype in RRType if rrtype not in {RRType.OPT, RRType.AXFR, RRType.IXFR}}
+_UNREAD, _OTHERS = -1, -2
+"""Stand for a type where messages are counted."""
 """Types with a counter of their own; the rest share one, for queries can ask any of 65,536."""
-_TRANSFERS = {RRType.AXFR, RRType.IXFR}
+_TRANSFERS = frozenset(map(int, (RRType.AXFR, RRType.IXFR)))
+_SRV, _CNAME = int(RRType.SRV), int(RRType.CNAME)
+_NO_RECORD, _ONE_RECORD = b"\0\0", b"\0\1"
+"""ARCOUNT of a query without and with an OPT."""
 
 
 class Answers:
-    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it."""
+    """Answers queries from a zone. `serial` is the zone's first; the owner of the clock advances it.
 
-    def __init__(self, zone: Zone, rendered: Rendered, serial: int) -> None:
+    `elsewhere` resolves all other names; without it they are refused.
+    """
+
+    def __init__(
+        self, zone: Zone, domains: Domains, rendered: Rendered, serial: int, elsewhere: Elsewhere | None = None
+    ) -> None:
         self._zone = zone
+        self._elsewhere = elsewhere
+        self._domains = domains
         self._rendered = rendered
         self._kept = rendered.answers
-        self.soa = StartOfAuthority(zone.ttl, serial)
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self.soa = StartOfAuthority(zone.ttl, serial, domains.primary.wire)
+        self._responses = Responses(zone, self.soa, domains.primary)
+        self._opts: dict[bytes, tuple[int, bytes]] = {}
+        """OPT of a query to the limit over UDP and the OPT of the response."""
+        self._tallies: dict[tuple[int, int], Tally] = {}
         self.dropped = 0
         """Messages that deserved no reply."""
         self.rendered = 0
@@ -53,149 +73,149 @@ class Answers:
     @property
     def tallies(self) -> Mapping[tuple[str, str], Tally]:
         """Responses by transport, by (type, rcode) of at most a few dozen; unread queries have an empty type."""
-        return self._tallies
+        names = {**_COUNTED, _UNREAD: "", _OTHERS: "other"}
+        return {(names[qtype], Rcode(rcode).name): tally for (qtype, rcode), tally in self._tallies.items()}
 
-    def respond(self, message: bytes, transport: int) -> bytes | None:
-        """The response to a message; None if it gets none. `transport`: see `svcproxy_dns.rendered.TCP`."""
+    def respond(self, message: bytes, transport: int) -> bytes | Later | None:
+        """The response to a message, or what finds it out; None if it gets none.
+
+        `transport`: see `svcproxy_dns.rendered.TCP`.
+        """
+        limit, opt = UDP_DEFAULT_OCTETS, b""
         kept = self._kept.get(message[2:])
+        if kept is None and message[10:12] == _ONE_RECORD and (known := self._opts.get(message[-OPT_OCTETS:])):
+            # What is kept ends with its question: so what comes before these octets does too, and they are the OPT.
+            limit, opt = known
+            kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:-OPT_OCTETS])
         if kept is not None:
             answer, tally, source, revision = kept
             if source.revision == revision:
                 tally[transport] += 1
                 if answer.__class__ is bytes:
-                    return message[:2] + answer
-                return message[:2] + answer.render(transport)  # type: ignore[union-attr]  # bytes went the line above
+                    return message[:2] + (with_opt(answer, opt) if opt else answer)
+                limit = TCP_MAX_OCTETS if transport & TCP else limit
+                return message[:2] + answer.render(limit, opt)  # type: ignore[union-attr]  # bytes went above
         return self._respond(message, transport)
 
-    def _respond(self, message: bytes, transport: int) -> bytes | None:
+    def _respond(self, message: bytes, transport: int) -> bytes | Later | None:
         query = parse_query(message)
         if query is None:
             self.dropped += 1
             return None
         self.rendered += 1
         if isinstance(query, Rcode):
-            self._tally("", query)[transport] += 1
+            self._tally(_UNREAD, query)[transport] += 1
             return header_only(message, query)
-        return message[:2] + self._answer(query, message, transport)
+        answer = self._answer(query, message, transport)
+        return message[:2] + answer if isinstance(answer, bytes) else answer
 
-    def _tally(self, rrtype: str, rcode: Rcode) -> Tally:
-        tally = self._tallies.get((rrtype, rcode.name))
+    def _tally(self, qtype: int, rcode: int) -> Tally:
+        tally = self._tallies.get((qtype, rcode))
         if tally is None:
-            tally = self._tallies[rrtype, rcode.name] = [0] * TRANSPORTS
+            tally = self._tallies[qtype, rcode] = [0] * TRANSPORTS
         return tally
 
-    def _answer(self, query: Query, message: bytes, transport: int) -> bytes:
-        """The response after the ID."""
-        zone = self._zone
-        rcode, name = Rcode.NOERROR, None
-        if query.edns_version:
-            rcode = Rcode.BADVERS
-        elif query.qclass != CLASS_IN or query.labels[-len(zone.labels) :] != zone.labels or query.qtype in _TRANSFERS:
-            rcode = Rcode.REFUSED
+    def _answer(self, query: Query, message: bytes, transport: int) -> bytes | Later:
+        """The response after the ID, or what finds the whole of it out."""
+        domain, elsewhere = None, self._elsewhere
+        if elsewhere is not None and not query.edns_version and self._domains.find(query.labels) is None:
+            return elsewhere.resolve(query, message[:2], transport)
+        if query.qclass == CLASS_IN and query.qtype not in _TRANSFERS and not query.edns_version:
+            domain = self._domains.find(query.labels)
+        if domain is None:
+            rcode = Rcode.BADVERS if query.edns_version else Rcode.REFUSED
+            self._count(query, rcode, transport)
+            opt = query.opt_record(rcode)
+            return front(query.response_flags(rcode), query.question, 0, 0, 1 if opt else 0) + opt
+        name = self._lookup(query.labels, domain)
+        if elsewhere is not None and name is None and domain.reverse:
+            return elsewhere.resolve(query, message[:2], transport)
+        answer: bytes | Answer
+        if not isinstance(name, Name):
+            rcode = Rcode.NXDOMAIN if name is None else Rcode.SERVFAIL
+            self._count(query, rcode, transport)
+            answer = self._responses.negative(query, domain, rcode)
+        elif name.alias is not None and query.qtype != _SRV:
+            targets, end = self._chain(query, name.alias)
+            if elsewhere is not None and end is _ELSEWHERE and query.qtype != _CNAME:
+                aliases = [Alias(target, self._zone.ttl) for target in targets]
+                return elsewhere.resolve(query, message[:2], transport, aliases)
+            answer, rcode = self._follow(query, domain, targets, end)
+            self._count(query, rcode, transport)
         else:
-            found = zone.lookup(query.labels[: -len(zone.labels)])
-            if isinstance(found, Name):
-                name = found
-            else:
-                rcode = Rcode.NXDOMAIN if found is None else Rcode.SERVFAIL
-        if name is not None and name.alias is not None and query.qtype != RRType.SRV:
-            response, rcode = self._follow(query, name.alias, transport)
-            self._tally(_COUNTED.get(query.qtype, _OTHER), rcode)[transport] += 1
-            return response
-        tally = self._tally(_COUNTED.get(query.qtype, _OTHER), rcode)
-        tally[transport] += 1
-        if name is None:
-            return self._without_name(query, rcode)
-        answer = self._about(query, name)
-        if name.source is not None and query.plain:
-            self._rendered.keep(message[2:], (answer, tally, name.source, name.source.revision))
-        return answer if isinstance(answer, bytes) else answer.render(transport)
-
-    def _without_name(self, query: Query, rcode: Rcode) -> bytes:
-        if rcode in {Rcode.REFUSED, Rcode.BADVERS}:
-            return query.front(query.response_flags(rcode), 0, 0) + query.opt_record(rcode)
-        front = query.front(query.response_flags(rcode, AA), 0, 1)
-        return front + self.soa.record(self._zone_offset(query)) + query.opt_record()
-
-    def _zone_offset(self, query: Query) -> int:
-        """Where the zone's name stands in a message with this question."""
-        left = query.labels[: -len(self._zone.labels)]
-        return HEADER_OCTETS + len(left) + sum(map(len, left))
-
-    def _about(self, query: Query, name: Name) -> bytes | Answer:
-        """The answer about a name that exists and is no alias."""
-        addresses = _addresses(name, query.qtype)
+            tally = self._count(query, Rcode.NOERROR, transport)
+            answer = self._responses.about(query, domain, name)
+            if name.source is not None and query.plain:
+                self._keep(query, message, (answer, tally, name.source, name.source.revision))
         opt = query.opt_record()
-        if addresses:
-            return _address_answer(query, addresses, opt)
-        flags = query.response_flags(Rcode.NOERROR, AA)
-        offset = self._zone_offset(query)
-        if query.qtype == RRType.SOA and offset == HEADER_OCTETS:
-            return WithSoa(query.front(flags, 1, 0), self.soa, offset, opt)
-        return WithSoa(query.front(flags, 0, 1), self.soa, offset, opt)
+        if isinstance(answer, bytes):
+            return with_opt(answer, opt)
+        return answer.render(TCP_MAX_OCTETS if transport & TCP else query.udp_limit, opt)
 
-    def _follow(self, query: Query, alias: str, transport: int) -> tuple[bytes, Rcode]:
-        """CNAMEs from the question's name as far as the zone knows them, then what is asked (RFC 1034 §3.6.2).
+    def _count(self, query: Query, rcode: Rcode, transport: int) -> Tally:
+        tally = self._tallies.get((query.qtype, rcode))
+        if tally is None:
+            tally = self._tally(query.qtype if query.qtype in _COUNTED else _OTHERS, rcode)
+        tally[transport] += 1
+        return tally
 
-        A target outside the zone ends the chain. One that does not exist gives its NXDOMAIN (RFC 6604 §3); a loop, and
-        a chain longer than `CHAIN_MAX`, NODATA.
+    def _keep(self, query: Query, message: bytes, kept: Kept) -> None:
+        self._rendered.keep(message[2:10] + _NO_RECORD + query.question, kept)
+        if query.opt_payload is not None:
+            if len(self._opts) >= OPTS_MAX:
+                self._opts.clear()
+            self._opts[message[-OPT_OCTETS:]] = query.udp_limit, query.opt_record()
+
+    def _lookup(self, labels: list[str], domain: Domain) -> Name | Unready | None:
+        if domain.reverse:
+            if len(labels) == domain.depth:
+                return _REVERSE_APEX
+            return self._zone.lookup_address(labels)
+        return self._zone.lookup(labels[: -domain.depth])
+
+    def _follow(
+        self, query: Query, domain: Domain, targets: list[str], end: Name | Unready | None
+    ) -> tuple[Answer, Rcode]:
+        """CNAMEs from the question's name as far as the zones know them, then what is asked (RFC 1034 §3.6.2).
+
+        A target outside the zones ends the chain. One that does not exist gives
+        its NXDOMAIN (RFC 6604 §3); a loop, and a chain longer than `CHAIN_MAX`, NODATA.
         """
-        targets, end = self._chain(query, alias)
-        answer = Assembly(query, TCP_MAX_OCTETS if transport & TCP else query.udp_limit)
         rcode = Rcode.NOERROR
         if isinstance(end, Unready):
-            rcode = Rcode.SERVFAIL
-        else:
-            for target in targets:
-                answer.add_alias(target, self._zone.ttl)
-        if end is None:
+            rcode, targets = Rcode.SERVFAIL, []
+        elif end is None:
             rcode = Rcode.NXDOMAIN
-        addresses = _addresses(end, query.qtype) if isinstance(end, Name) else None
+        answers, owner = alias_records(query.question, targets, self._zone.ttl)
+        authorities: list[bytes] = []
+        addresses = addresses_of(end, query.qtype) if isinstance(end, Name) else None
         if addresses:
-            answer.add_addresses(addresses)
+            answers += addresses.owned_by(owner)
         elif end is not _ELSEWHERE:
-            answer.add_authority(self.soa.record(self._zone_offset(query)))
-        return answer.response(rcode), rcode
+            authorities.append(self._responses.soa(query, domain))
+        return Records(query.response_flags(rcode, AA), query.question, answers, authorities), rcode
 
     def _chain(self, query: Query, alias: str) -> tuple[list[str], Name | Unready | None]:
         """The targets of the aliases, in order, and what the last of them is."""
-        if query.qtype == RRType.CNAME:
+        if query.qtype == _CNAME:
             return [alias], _ELSEWHERE
-        zone_labels = self._zone.labels
         asked = ".".join(query.labels)
         targets = [alias]
         while True:
             target = targets[-1]
             labels = target.split(".")
-            if labels[-len(zone_labels) :] != zone_labels:
+            domain = self._domains.find(labels)
+            if domain is None:
                 return targets, _ELSEWHERE
             if target == asked or target in targets[:-1] or len(targets) > CHAIN_MAX:
                 return [], _NO_DATA
-            found = self._zone.lookup(labels[: -len(zone_labels)])
+            found = self._lookup(labels, domain)
             if not isinstance(found, Name) or found.alias is None:
                 return targets, found
             targets.append(found.alias)
 
 
+_REVERSE_APEX = Name(None, apex=True)
 _ELSEWHERE = Name(None)
 """A name that this server does not answer for."""
 _NO_DATA = Name(None)
-
-
-def _addresses(name: Name, qtype: int) -> AddressSet | None:
-    if qtype == RRType.A:
-        return name.ipv4
-    return name.ipv6 if qtype == RRType.AAAA else None
-
-
-def _address_answer(query: Query, addresses: AddressSet, opt: bytes) -> bytes | Answer:
-    """All addresses that the transport carries; TC says that there are more (RFC 2181 §9)."""
-    fronts = []
-    for limit in (query.udp_limit, TCP_MAX_OCTETS):
-        room = limit - HEADER_OCTETS - len(query.question) - len(opt)
-        count = min(len(addresses), room // addresses.record_octets)
-        flags = AA if count == len(addresses) else AA | TC
-        fronts.append((query.front(query.response_flags(Rcode.NOERROR, flags), count, 0), count))
-    if len(addresses) == 1:
-        return fronts[0][0] + addresses.take(1) + opt
-    return Rotating(addresses, fronts[0], fronts[1], opt)

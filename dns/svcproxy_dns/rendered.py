@@ -11,7 +11,15 @@ from typing import Protocol
 
 from svcproxy_dns.rrset import AddressSet
 from svcproxy_dns.service import Source
-from svcproxy_dns.wire import RRType, encode_name, encode_pointer, encode_record
+from svcproxy_dns.wire import (
+    HEADER_OCTETS,
+    TC,
+    RRType,
+    encode_labels,
+    encode_pointer,
+    encode_record,
+    front,
+)
 
 KEPT_MAX = 65536
 """Answers kept: A and AAAA of every name of a large cluster, for the few spellings that clients use."""
@@ -32,23 +40,33 @@ Tally = list[int]
 
 
 class Answer(Protocol):
-    """An answer with a part that differs each time."""
+    """An answer with a part that differs each time, or with what the transport carries."""
 
-    def render(self, transport: int) -> bytes:
-        """The response after the ID."""
+    @property
+    def octets(self) -> int:
+        """Estimate of the memory that it holds alone."""
+        ...
+
+    def render(self, limit: int, opt: bytes) -> bytes:
+        """The response after the ID within `limit` octets, ID and OPT included. `opt`: the OPT record, or empty."""
         ...
 
 
 class StartOfAuthority:
-    """The zone's SOA as it looks in a response, by where the zone's name stands in the question."""
+    """The SOA of every zone as it looks in a response, by where the zone's name stands in the question.
 
-    __slots__ = ("_by_offset", "_serial", "_ttl")
+    The server and the mailbox have their names in the question's zone, or, if that holds addresses, in `primary`: a
+    cluster domain's name on the wire.
+    """
 
-    def __init__(self, ttl: int, serial: int) -> None:
+    __slots__ = ("_by_place", "_primary", "_serial", "_ttl")
+
+    def __init__(self, ttl: int, serial: int, primary: bytes) -> None:
         self._ttl = ttl
         self._serial = serial
-        self._by_offset: dict[int, bytes] = {}
-        """At most one for each offset in a name."""
+        self._primary = primary
+        self._by_place: dict[tuple[int, bool], bytes] = {}
+        """At most two for each offset in a name."""
 
     @property
     def serial(self) -> int:
@@ -58,60 +76,80 @@ class StartOfAuthority:
     @serial.setter
     def serial(self, serial: int) -> None:
         self._serial = serial & 0xFFFFFFFF
-        self._by_offset.clear()
+        self._by_place.clear()
 
-    def record(self, offset: int) -> bytes:
+    def record(self, offset: int, reverse: bool) -> bytes:
         """The SOA record in a message whose octet `offset` begins the zone's name."""
-        record = self._by_offset.get(offset)
+        record = self._by_place.get((offset, reverse))
         if record is None:
             zone = encode_pointer(offset)
-            mname, rname = encode_name("ns.dns")[:-1] + zone, encode_name("hostmaster")[:-1] + zone
+            domain = self._primary if reverse else zone
+            names = encode_labels(("ns", "dns")) + domain + encode_labels(("hostmaster",)) + domain
             times = struct.pack(">5I", self._serial, SOA_REFRESH, SOA_RETRY, SOA_EXPIRE, self._ttl)
-            record = encode_record(zone, RRType.SOA, min(self._ttl, SOA_TTL_MAX), mname + rname + times)
-            self._by_offset[offset] = record
+            record = encode_record(zone, RRType.SOA, min(self._ttl, SOA_TTL_MAX), names + times)
+            self._by_place[offset, reverse] = record
         return record
 
 
 class WithSoa:
     """A response with the SOA as it is when asked: the answer at the apex, or NODATA."""
 
-    __slots__ = ("_front", "_offset", "_opt", "_soa")
+    __slots__ = ("_answers", "_flags", "_place", "_question", "_soa")
 
-    def __init__(self, front: bytes, soa: StartOfAuthority, offset: int, opt: bytes) -> None:
-        self._front = front
+    def __init__(
+        self, flags: int, question: bytes, soa: StartOfAuthority, place: tuple[int, bool], answer: int
+    ) -> None:
+        """`place`: see `StartOfAuthority.record`. `answer`: 1 if the SOA is the answer, 0 if it says there is none."""
+        self._flags = flags
+        self._question = question
         self._soa = soa
-        self._offset = offset
-        self._opt = opt
+        self._place = place
+        self._answers = answer
 
-    def render(self, transport: int) -> bytes:  # noqa: ARG002  # fits every transport
+    @property
+    def octets(self) -> int:
+        """See `Answer`."""
+        return len(self._question)
+
+    def render(self, limit: int, opt: bytes) -> bytes:  # noqa: ARG002  # fits every transport
         """The response after the ID."""
-        return self._front + self._soa.record(self._offset) + self._opt
+        answer = self._answers
+        head = front(self._flags, self._question, answer, 1 - answer, 1 if opt else 0)
+        return head + self._soa.record(*self._place) + opt
 
 
 class Rotating:
-    """Several addresses, in another order each time, as many as the transport carries."""
+    """The addresses of the question's name, in another order each time, as many as the transport carries."""
 
-    __slots__ = ("_addresses", "_opt", "_tcp", "_udp")
+    __slots__ = ("_addresses", "_flags", "_question")
 
-    def __init__(self, addresses: AddressSet, udp: tuple[bytes, int], tcp: tuple[bytes, int], opt: bytes) -> None:
+    def __init__(self, flags: int, question: bytes, addresses: AddressSet) -> None:
+        self._flags = flags
+        self._question = question
         self._addresses = addresses
-        self._udp = udp
-        """Header after the ID and question, and the number of records."""
-        self._tcp = tcp
-        self._opt = opt
 
-    def render(self, transport: int) -> bytes:
-        """The response after the ID."""
-        front, count = self._tcp if transport & TCP else self._udp
-        return front + self._addresses.take(count) + self._opt
+    @property
+    def octets(self) -> int:
+        """See `Answer`."""
+        return len(self._question)
+
+    def render(self, limit: int, opt: bytes) -> bytes:
+        """The response after the ID. TC says that there are more (RFC 2181 §9)."""
+        addresses = self._addresses
+        room = limit - HEADER_OCTETS - len(self._question) - len(opt)
+        every = len(addresses)
+        count = min(every, room // addresses.record_octets)
+        flags = self._flags if count == every else self._flags | TC
+        return front(flags, self._question, count, 0, 1 if opt else 0) + addresses.take(count) + opt
 
 
 Kept = tuple[bytes | Answer, Tally, Source, int]
-"""The response after the ID or what makes it, the counter it belongs to, and the source with the revision it is of."""
+"""The response after the ID and without OPT if every transport carries it, else what makes it; its counter;
+and the source with the revision it is of."""
 
 
 class Rendered:
-    """Answers kept by query after the ID. Whoever finds one compares its revision with its source's."""
+    """Answers kept by query after the ID, without OPT. Whoever finds one compares its revision with its source's."""
 
     def __init__(self, *, entries: int = KEPT_MAX, octets: int = KEPT_MAX_OCTETS) -> None:
         self.answers: dict[bytes, Kept] = {}
@@ -139,4 +177,5 @@ class Rendered:
 
 def _weight(kept: Kept) -> int:
     """Octets of an entry without its key."""
-    return ENTRY_OCTETS + (len(kept[0]) if isinstance(kept[0], bytes) else 0)
+    answer = kept[0]
+    return ENTRY_OCTETS + (len(answer) if isinstance(answer, bytes) else answer.octets)

@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The address records of one name and type, ready to be copied into responses, in an order that changes. Pure."""
 
-import ipaddress
 import random
 from collections.abc import Iterable
 
+from svcproxy_dns.addresses import pack_ip
 from svcproxy_dns.wire import QUESTION_POINTER, RRType, encode_record
 
 SHUFFLED_MAX = 64
 """Sets up to this size are shuffled anew after each round; larger ones are rotated only, at a tenth of the cost."""
-
-
-def pack_ip(ip: str) -> bytes:
-    """A canonical address as octets."""
-    if ":" in ip:
-        return ipaddress.IPv6Address(ip).packed
-    return bytes(map(int, ip.split(".")))
 
 
 class AddressSet:
@@ -61,8 +54,14 @@ class AddressSet:
         del self._records[ip]
         self._ring = b""
 
+    def owned_by(self, owner: bytes) -> list[bytes]:
+        """The records with another owner, each once."""
+        return [owner + record[len(QUESTION_POINTER) :] for record in self._records.values()]
+
     def take(self, count: int) -> bytes:
         """The next `count` records of the ring, at most all. The set must not be empty."""
+        if len(self._records) == 1:
+            return next(iter(self._records.values()))
         if not self._ring or self._next >= len(self._records):
             self._new_round()
         start = self._next * self.record_octets

@@ -44,14 +44,16 @@ class DnsServer:
             tcp.stop()
 
     async def drain(self, timeout: float) -> None:
-        """Release, close each connection once it is answered, and wait up to `timeout` seconds for the last."""
+        """Release, close each connection once it is answered, and wait up to `timeout` seconds for that."""
         self.release()
         self._tcp.draining = True
         for connection in list(self._tcp.connections):
             connection.close_when_idle()
-        if self._tcp.connections:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                for listener in self._udp_listeners:
+                    await listener.quiet.wait()
+                if self._tcp.connections:
                     await self._tcp.empty.wait()
 
     def close(self) -> None:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS over TCP (RFC 7766): several queries on a connection, answered in order. A shell."""
+"""DNS over TCP (RFC 7766): several queries on a connection. A shell.
+
+What is at hand is answered in order. What has to be found out elsewhere is answered when it is known, and holds up
+nothing.
+"""
 
 import asyncio
 import socket
@@ -12,6 +16,8 @@ from svcproxy_dns.udp import Respond
 
 BATCH = 32
 """Queries of one connection answered in one turn of the loop."""
+UNREAD_MAX = 256 << 10
+"""Octets that a connection may owe to a client that does not read when a late response comes; it ends then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class TcpConnection(asyncio.Protocol):
         """Whether a turn of the loop is booked to answer more of what has been read."""
         self._blocked = False
         """Whether the client does not read."""
+        self._waiting = 0
+        """Queries whose response is being found out."""
         self._ended = False
         """Whether the client has sent its last octet."""
 
@@ -70,6 +78,7 @@ class TcpConnection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
+        self._client = str(transport.get_extra_info("peername")[0])
         self._state.connections.add(self)
         self._state.empty.clear()
         self._expire_after(self._state.limits.message)
@@ -80,8 +89,7 @@ class TcpConnection(asyncio.Protocol):
         self._state.connections.discard(self)
         if not self._state.connections:
             self._state.empty.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._expire_never()
 
     def data_received(self, data: bytes) -> None:
         """Answer what is complete."""
@@ -131,8 +139,12 @@ class TcpConnection(asyncio.Protocol):
             if message is None:
                 break
             response = self._state.respond(message, self._number)
-            if response is not None:
+            if isinstance(response, bytes):
                 self._transport.write(frame(response))
+                answered = True
+            elif response is not None:
+                self._waiting += 1
+                response.begin(self._client, self._deliver)
                 answered = True
             if self._blocked:
                 return  # type: ignore[unreachable]  # writing may have called pause_writing
@@ -147,20 +159,43 @@ class TcpConnection(asyncio.Protocol):
             return
         self._transport.resume_reading()
         if not self._reader.pending:
-            self._expire_after(self._state.limits.idle)
+            self._expire_when_idle()
         elif answered:
             self._expire_after(self._state.limits.message)
         self._close_if_done()
 
+    def _deliver(self, response: bytes) -> None:
+        """Write a response that has been found out."""
+        self._waiting -= 1
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > UNREAD_MAX:
+            self.abort()
+            return
+        self._transport.write(frame(response))
+        if not self._blocked and not self._answering and not self._reader.pending:
+            self._expire_when_idle()
+        self._close_if_done()
+
+    def _expire_when_idle(self) -> None:
+        """The client may be idle for a while from the last response on."""
+        if self._waiting:
+            self._expire_never()
+        else:
+            self._expire_after(self._state.limits.idle)
+
     def _close_if_done(self) -> None:
-        if self._transport is None or self._answering or self._blocked:
+        if self._transport is None or self._answering or self._blocked or self._waiting:
             return
         if self._ended or (self._state.draining and not self._reader.pending):
             self._transport.close()
 
-    def _expire_after(self, seconds: float) -> None:
+    def _expire_never(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _expire_after(self, seconds: float) -> None:
+        self._expire_never()
         self._timer = self._loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:

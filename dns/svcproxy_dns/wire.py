@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """DNS messages on the wire: queries in, and the parts of which responses are made. Pure.
 
-All integers are big-endian (RFC 1035 §2.3.2). A name on the wire is lower-cased whole: length octets are at most 63 and
-so never letters.
+All integers are big-endian (RFC 1035 §2.3.2).
 """
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 
 HEADER_OCTETS = 12
@@ -15,9 +15,11 @@ UDP_MAX_OCTETS = 4096
 """The largest response over UDP, whatever the client allows."""
 TCP_MAX_OCTETS = 65535
 NAME_MAX_OCTETS = 255
+TYPE_CLASS_OCTETS = 4
+"""What follows the name in a question."""
 LABEL_MAX_OCTETS = 63
 
-QR, AA, TC, RD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0010
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE_MASK = 0x7800
 CLASS_IN = 1
 QUESTION_POINTER = b"\xc0\x0c"
@@ -26,10 +28,11 @@ DO = 0x8000
 """DNSSEC OK, in the low half of an OPT's TTL field (RFC 3225 §3)."""
 
 _HEADER = struct.Struct(">6H")
+_AFTER_ID = struct.Struct(">5H")
 _TYPE_CLASS = struct.Struct(">2H")
 _FIXED = struct.Struct(">2HIH")
-_RECORD_COUNT_MAX = (1, 1, 2)
-"""Answer, authority and additional records that a query may bring: what a transfer, an OPT and a TSIG need."""
+_ADDITIONAL_MAX = 2
+"""Additional records that a query may bring, an OPT and a TSIG; of the other sections one each, for transfers."""
 
 
 class RRType(IntEnum):
@@ -66,7 +69,18 @@ class Rcode(IntEnum):
 class Query:
     """A well-formed query."""
 
-    __slots__ = ("dnssec_ok", "edns_version", "flags", "labels", "opt_payload", "plain", "qclass", "qtype", "question")
+    __slots__ = (
+        "dnssec_ok",
+        "edns_version",
+        "flags",
+        "labels",
+        "lower",
+        "opt_payload",
+        "plain",
+        "qclass",
+        "qtype",
+        "question",
+    )
 
     def __init__(self, flags: int, question: bytes, labels: list[str], qtype: int, qclass: int) -> None:
         self.flags = flags
@@ -81,8 +95,10 @@ class Query:
         """The EDNS payload size as asked; None without an OPT."""
         self.edns_version = 0
         self.dnssec_ok = False
+        self.lower = False
+        """Whether the name is spelled in lower case."""
         self.plain = False
-        """Whether the message is nothing but lower-case question and OPT without options: worth remembering whole."""
+        """Whether the message is nothing but lower-case question and OPT without options: worth remembering."""
 
     @property
     def udp_limit(self) -> int:
@@ -91,7 +107,12 @@ class Query:
             return UDP_DEFAULT_OCTETS
         return min(max(self.opt_payload, UDP_DEFAULT_OCTETS), UDP_MAX_OCTETS)
 
-    def response_flags(self, rcode: Rcode, extra: int = 0) -> int:
+    @property
+    def wants_authentic(self) -> bool:
+        """Whether the client understands AD (RFC 6840 §5.7)."""
+        return self.dnssec_ok or bool(self.flags & AD)
+
+    def response_flags(self, rcode: int, extra: int = 0) -> int:
         """Header flags of a response: RD and CD as asked (RFC 1035 §4.1.1, RFC 4035 §3.1.6), the rest ours."""
         return QR | extra | (self.flags & (RD | CD)) | (rcode & 0xF)
 
@@ -101,11 +122,6 @@ class Query:
             return b""
         ttl = (rcode >> 4) << 24 | (DO if self.dnssec_ok else 0)
         return b"\0" + _FIXED.pack(RRType.OPT, self.opt_payload, ttl, 0)
-
-    def front(self, flags: int, answers: int, authorities: int) -> bytes:
-        """Header after the ID, and question."""
-        additional = 0 if self.opt_payload is None else 1
-        return struct.pack(">5H", flags, 1, answers, authorities, additional) + self.question
 
 
 def parse_query(message: bytes) -> Query | Rcode | None:
@@ -120,20 +136,20 @@ def parse_query(message: bytes) -> Query | Rcode | None:
         return None
     if flags & OPCODE_MASK:
         return Rcode.NOTIMP
-    counts = (answers, authorities, additional)
-    if questions != 1 or any(map(int.__gt__, counts, _RECORD_COUNT_MAX)):
+    if questions != 1 or answers > 1 or authorities > 1 or additional > _ADDITIONAL_MAX:
         return Rcode.FORMERR
-    name_end = _question_name_end(message)
-    end = name_end + 4
-    if not name_end or end > len(message):
+    # Length octets are at most 63 and so never letters: a name can be lowered as it is.
+    lowered = message[HEADER_OCTETS : HEADER_OCTETS + NAME_MAX_OCTETS].lower()
+    labels, end = _read_labels(lowered)
+    name_end = HEADER_OCTETS + end
+    end = name_end + TYPE_CLASS_OCTETS
+    if labels is None or end > len(message):
         return Rcode.FORMERR
-    question = message[HEADER_OCTETS:end]
-    lowered = question.lower()
     qtype, qclass = _TYPE_CLASS.unpack_from(message, name_end)
-    query = Query(flags, question, _labels(lowered), qtype, qclass)
-    plain = lowered[:-4] == question[:-4]
+    query = Query(flags, message[HEADER_OCTETS:end], labels, qtype, qclass)
+    plain = query.lower = lowered[: name_end - HEADER_OCTETS] == message[HEADER_OCTETS:name_end]
     if answers or authorities or additional:
-        read = _read_records(query, message, end, counts)
+        read = _read_records(query, message, end, (answers, authorities, additional))
         if not read:
             return Rcode.FORMERR
         plain = plain and read == end + OPT_OCTETS and query.opt_payload is not None
@@ -146,29 +162,21 @@ OPT_OCTETS = 11
 """An OPT record without options."""
 
 
-def _question_name_end(message: bytes) -> int:
-    """The offset after the question's name, 0 if there is no valid name: bounds kept, no compression."""
-    position, last = HEADER_OCTETS, min(len(message), HEADER_OCTETS + NAME_MAX_OCTETS)
-    while position < last:
-        length = message[position]
-        if not length:
-            return position + 1
-        if length > LABEL_MAX_OCTETS:
-            return 0
-        position += length + 1
-    return 0
-
-
-def _labels(lowered: bytes) -> list[str]:
-    """The labels of a valid name at the beginning of `lowered`."""
-    text = lowered.decode("latin-1")
+def _read_labels(octets: bytes) -> tuple[list[str] | None, int]:
+    """The labels of the name that begins `octets`, and its length; None if it is too long, cut, or compressed."""
+    text = octets.decode("latin-1")
     labels: list[str] = []
-    position = 0
-    while length := lowered[position]:
+    position, last = 0, len(octets)
+    while position < last:
+        length = octets[position]
         position += 1
+        if not length:
+            return labels, position
+        if length > LABEL_MAX_OCTETS:
+            break
         labels.append(text[position : position + length])
         position += length
-    return labels
+    return None, 0
 
 
 def _read_records(query: Query, message: bytes, position: int, counts: tuple[int, int, int]) -> int:
@@ -212,19 +220,25 @@ def header_only(message: bytes, rcode: Rcode) -> bytes:
     return message[:2] + _HEADER.pack(0, QR | (flags & (OPCODE_MASK | RD)) | rcode, 0, 0, 0, 0)[2:]
 
 
+def front(flags: int, question: bytes, answers: int, authorities: int, additionals: int) -> bytes:
+    """Header after the ID, and question. `additionals` counts the OPT."""
+    return _AFTER_ID.pack(flags, 1, answers, authorities, additionals) + question
+
+
+def encode_labels(labels: Iterable[str]) -> bytes:
+    """The labels of a name on the wire, without its end. They are of 1 to 63 octets; a character is an octet."""
+    return "".join([f"{len(label):c}{label}" for label in labels]).encode("latin-1")
+
+
 def encode_name(name: str) -> bytes:
     """A name on the wire, uncompressed. Raises `ValueError` for an empty or long label or a long name."""
-    encoded = bytearray()
-    for label in name.removesuffix(".").split("."):
-        octets = label.encode("latin-1")
-        if not 0 < len(octets) <= LABEL_MAX_OCTETS:
-            raise ValueError(f"bad label in {name!r}")
-        encoded.append(len(octets))
-        encoded += octets
-    encoded.append(0)
+    labels = name.removesuffix(".").split(".")
+    if not all(0 < len(label) <= LABEL_MAX_OCTETS for label in labels):
+        raise ValueError(f"bad label in {name!r}")
+    encoded = encode_labels(labels) + b"\0"
     if len(encoded) > NAME_MAX_OCTETS:
         raise ValueError(f"{name!r} is too long")
-    return bytes(encoded)
+    return encoded
 
 
 def encode_record(owner: bytes, rrtype: int, ttl: int, rdata: bytes) -> bytes:

@@ -9,12 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from svcproxy.config import DnsConfig
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, RecordSink, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
 from svcproxy_dns.answers import Answers
+from svcproxy_dns.cache import Cache, CacheLimits
+from svcproxy_dns.contents import Schema
+from svcproxy_dns.domains import Domains
+from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
+from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
+from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
 from svcproxy_dns.rendered import Rendered, Tally
+from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
 from svcproxy_dns.tcp import TcpLimits
+from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
 _DEFAULT_LIMITS = TcpLimits()
@@ -30,6 +38,7 @@ class DnsStatistics:
     namespaces: int
     services: int
     endpoints: int
+    pods: int
     responses: dict[tuple[str, str], Tally]
     """By (type, rcode): how many over UDP IPv4, UDP IPv6, TCP IPv4, TCP IPv6. A message that could not be read has the
     empty type; types that are seldom asked are `other`."""
@@ -46,6 +55,8 @@ class DnsStatistics:
     connections: int
     connections_refused: int
     connections_expired: int
+    forward: ForwardStatistics | None
+    """What concerns other names; None if they are refused."""
 
 
 class DatedZone(RecordSink):
@@ -91,14 +102,20 @@ class DnsWorker:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._zone = Zone(
-            config.cluster_domain,
+            Schema(
+                pods=config.pods,
+                endpoint_pod_names=config.endpoint_pod_names,
+                ignore_empty_service=config.ignore_empty_service,
+                namespaces=frozenset(config.namespaces),
+            ),
             ttl=config.ttl,
             rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
-            endpoint_pod_names=config.endpoint_pod_names,
             server_addresses=_reachable(config.listen),
         )
         self._rendered = Rendered()
-        self.answers = Answers(self._zone, self._rendered, int(clock()))
+        self._stubs = config.stub_domains
+        self._forwarder = forwarder_of(config)
+        self.answers = Answers(self._zone, Domains(config.zones), self._rendered, int(clock()), self._forwarder)
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
@@ -113,6 +130,14 @@ class DnsWorker:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
         self._server = DnsServer(self.answers.respond, sockets, self._limits)
         await self._server.start()
+
+    def use_upstreams(self, upstreams: Sequence[str] | None) -> None:
+        """Ask these, ADDRESS:PORT, for names outside the zone and the stub domains from now on; None: refuse them.
+
+        To be called on the loop that serves; until then such names are SERVFAIL.
+        """
+        if self._forwarder is not None:
+            self._forwarder.use(upstreams, self._stubs)
 
     def sockets(self) -> list[socket.socket]:
         """The sockets served, to be handed over."""
@@ -131,6 +156,8 @@ class DnsWorker:
     def close(self) -> None:
         """End every connection and close the sockets."""
         self._server.close()
+        if self._forwarder is not None:
+            self._forwarder.close()
 
     def statistics(self) -> DnsStatistics:
         """What has been counted."""
@@ -140,6 +167,7 @@ class DnsWorker:
             namespaces=self._zone.count(NamespaceRecord),
             services=self._zone.count(ServiceRecord),
             endpoints=self._zone.count(EndpointRecord),
+            pods=self._zone.count(PodRecord),
             responses={key: list(tally) for key, tally in self.answers.tallies.items()},
             rendered=self.answers.rendered,
             dropped=self.answers.dropped,
@@ -149,7 +177,37 @@ class DnsWorker:
             connections=self._server.connections,
             connections_refused=self._server.refused,
             connections_expired=self._server.expired,
+            forward=self._forwarder.statistics() if self._forwarder is not None else None,
         )
+
+
+def forwarder_of(config: DnsConfig) -> Forwarder | None:
+    """What resolves other names as configured; None if they are refused. It knows no upstreams yet."""
+    if not config.upstreams and config.resolv_conf is None and not config.stub_domains:
+        return None
+    forward, cache = config.forward, config.cache
+    rng = random.SystemRandom()
+    reply_times = ReplyTimes()
+    resolver = Resolver(
+        Upstreams(forward.policy, rng, config.listen),
+        Cache(
+            CacheLimits(
+                ttl_min=cache.ttl_min,
+                ttl_max=cache.ttl_max,
+                denial_ttl_max=cache.denial_ttl_max,
+                failure_ttl=cache.failure_ttl,
+                stale_max=cache.stale_max,
+                entries=cache.entries_max,
+                octets=cache.octets_max,
+            )
+        ),
+        rng,
+        bounds=Bounds(forward.concurrent_max, forward.per_client_max),
+        timing=Timing(forward.deadline),
+        mixed_case=forward.mixed_case,
+        observe=reply_times.observe,
+    )
+    return Forwarder(resolver, reply_times, SOCKETS_PER_QUESTION * (forward.concurrent_max + UPSTREAMS_MAX))
 
 
 def _reachable(listen: Sequence[str]) -> list[str]:

@@ -2,35 +2,36 @@
 """The cluster's zone: which names exist and what they hold, kept current by records. Pure.
 
 Whether a name exists is decided once, for all types: `lookup` knows no type, and NODATA is a name without the type.
-A name exists if it holds something or if one below it does (RFC 8020), but for endpoints without their Service.
+A name exists if it holds something or if one below it does (RFC 8020), but for endpoints without their Service, and
+for the parents of addresses in reverse zones.
 
 Answers are made from sources (`svcproxy_dns.service.Source`), whose revisions tell when they end.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from svcproxy.config import PodNames
 from svcproxy.model.meta import Family
 from svcproxy.names.labels import canonical_ip
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, RecordSink, ServiceRecord
+from svcproxy.names.records import EndpointRecord
+from svcproxy_dns.addresses import reverse_address
+from svcproxy_dns.contents import Contents, Schema
 from svcproxy_dns.rrset import AddressSet
-from svcproxy_dns.service import NamespaceNames, ServiceNames, Source, address_sets
+from svcproxy_dns.service import PortKey, ServiceNames, Source, port_key
+from svcproxy_dns.wire import RRType
 
 DNS_VERSION_LABEL = "dns-version"
 """The name that tells the version of the schema."""
+DNS_VERSION = "1.1.0"
+"""The version of the Kubernetes DNS specification that the names follow."""
 NAME_SERVER_LABELS = ("ns", "dns")
 """The name of the server itself."""
 
-
-class PodNames(StrEnum):
-    """Which names below `pod` exist."""
-
-    DISABLED = "disabled"
-    INSECURE = "insecure"
-    """Every address in a namespace that exists, as written in the name."""
+NameServer = tuple[tuple[str, ...], tuple[str, ...]]
+"""Labels left of the zone, and canonical addresses."""
 
 
 class Name(msgspec.Struct, frozen=True):
@@ -43,6 +44,15 @@ class Name(msgspec.Struct, frozen=True):
     ipv6: AddressSet | None = None
     alias: str | None = None
     """The target of an ExternalName Service, canonical."""
+    service: ServiceNames | None = None
+    """The Service whose `targets` SRV tells, with `port` and `endpoints`."""
+    port: PortKey | None = None
+    endpoints: Sequence[EndpointRecord] | None = None
+    pointers: Sequence[tuple[str, ...]] = ()
+    """Names that PTR tells, as labels left of the zone."""
+    text: str | None = None
+    apex: bool = False
+    """Whether SOA and NS stand here."""
 
 
 class Unready(msgspec.Struct, frozen=True):
@@ -52,154 +62,36 @@ class Unready(msgspec.Struct, frozen=True):
 UNREADY = Unready()
 
 
-class Zone(RecordSink):
-    """Records in, names out. `domain`: the zone's name in any case."""
+class Zone(Contents):
+    """Records in, names out."""
 
-    def __init__(
-        self,
-        domain: str,
-        *,
-        ttl: int,
-        rng: random.Random,
-        pods: PodNames = PodNames.INSECURE,
-        endpoint_pod_names: bool = False,
-        server_addresses: Sequence[str] = (),
-    ) -> None:
-        self.labels = domain.lower().strip(".").split(".")
-        """The zone's own labels."""
+    def __init__(self, schema: Schema, *, ttl: int, rng: random.Random, server_addresses: Sequence[str] = ()) -> None:
+        """`server_addresses`: canonical addresses that clients reach this server at."""
+        super().__init__(schema)
         self.ttl = ttl
-        self.synced = False
-        """Whether a whole snapshot has been taken in once. It stays true: what is known is served."""
-        self.revision = 0
-        """Grows with every change of what is known."""
         self._rng = rng
-        self._pods = pods
-        self._endpoint_pod_names = endpoint_pod_names
-        self._namespaces: dict[str, NamespaceNames] = {}
         self._static = Source()
-        self._server = address_sets(server_addresses, ttl, rng)
-        self._seen: set[Record] | None = None
-        """While a snapshot is taken: what it has brought, and all that came since."""
-        self._counts = {NamespaceRecord: 0, ServiceRecord: 0, EndpointRecord: 0}
+        self._server_addresses = tuple(server_addresses)
 
-    def count(self, kind: type[NamespaceRecord] | type[ServiceRecord] | type[EndpointRecord]) -> int:
-        """How many records of a kind are known."""
-        return self._counts[kind]
-
-    # Records in
-
-    def begin_snapshot(self) -> None:
-        """A full snapshot follows; one that is still being taken or swept is abandoned."""
-        self._seen = set()
-
-    def change(self, added: Sequence[Record], removed: Sequence[Record]) -> None:
-        """Take records in and out, in one step as seen by `lookup`."""
-        for record in removed:
-            self._remove(record)
-        for record in added:
-            self._add(record)
-
-    def sweep(self, batch: int) -> Iterator[int]:
-        """Remove what the snapshot did not bring; looks at no more than `batch` records between two yields.
-
-        Records may change between two yields. A new snapshot ends this sweep.
-        """
-        seen = self._seen
-        if seen is None:
-            return
-        examined = removed = 0
-        for namespace in list(self._namespaces.items()):
-            for record in _records_of(*namespace):
-                if record not in seen and self._known(record):
-                    self._remove(record)
-                    removed += 1
-                examined += 1
-                if examined == batch:
-                    yield removed
-                    examined = removed = 0
-                    if self._seen is not seen:
-                        return
-        self._seen = None
-        self.synced = True
-        yield removed
-
-    def _known(self, record: Record) -> bool:
-        """Whether a record is held now."""
-        if isinstance(record, NamespaceRecord):
-            namespace = self._namespaces.get(record.name)
-            return namespace is not None and namespace.declared
-        service = self._service(record.namespace, record.name)
-        if service is None:
-            return False
-        if isinstance(record, ServiceRecord):
-            return record in service.records
-        return service.endpoints.find(record) is not None
-
-    def _service(self, namespace: str, name: str) -> ServiceNames | None:
-        found = self._namespaces.get(namespace)
-        return found.services.get(name) if found is not None else None
-
-    def _add(self, record: Record) -> None:
-        held: Record = record
-        if isinstance(record, NamespaceRecord):
-            if not self._known(record):
-                self._namespaces.setdefault(record.name, NamespaceNames()).declare()
-                self._altered(NamespaceRecord, 1)
-        else:
-            namespace = self._namespaces.get(record.namespace)
-            if namespace is None:
-                namespace = self._namespaces[record.namespace] = NamespaceNames()
-            service = namespace.services.get(record.name)
-            if service is None:
-                service = ServiceNames(record.namespace, record.name, pod_names=self._endpoint_pod_names)
-                namespace.services[record.name] = service
-            revision, known = service.revision, len(service.records)
-            if isinstance(record, EndpointRecord):
-                held = service.add(record)
-                if service.revision != revision:
-                    self._altered(EndpointRecord, 1)
-            else:
-                service.put(record)
-                if not known:
-                    namespace.count_services(1)
-                if service.revision != revision:
-                    self._altered(ServiceRecord, len(service.records) - known)
-        if self._seen is not None:
-            self._seen.add(held)
-
-    def _remove(self, record: Record) -> None:
-        if self._seen is not None:
-            self._seen.discard(record)
-        if not self._known(record):
-            return
-        if isinstance(record, NamespaceRecord):
-            namespace, name = self._namespaces[record.name], record.name
-            namespace.retract()
-        else:
-            namespace, name = self._namespaces[record.namespace], record.namespace
-            service = namespace.services[record.name]
-            if isinstance(record, ServiceRecord):
-                service.drop(record)
-                if not service.records:
-                    namespace.count_services(-1)
-            else:
-                service.discard(record)
-            if service.empty:
-                del namespace.services[record.name]
-        if namespace.empty:
-            del self._namespaces[name]
-        self._altered(type(record), -1)
-
-    def _altered(self, kind: type[Record], change: int) -> None:
-        self._counts[kind] += change
-        self.revision += 1
-
-    # Names out
+    def name_servers(self) -> list[NameServer]:
+        """Who answers for the zone: the Services that have this server as an endpoint or by their cluster IP, else it
+        itself."""
+        found: dict[NameServer, None] = {}
+        for ip in self._server_addresses:
+            for service in self.addresses.services(ip):
+                found[_name_server(service)] = None
+            for service, endpoint in self.addresses.endpoints(ip):
+                record = service.record
+                if record is not None and record.headless:
+                    found[(service.endpoints.label(endpoint), *service.labels), (ip,)] = None
+                else:
+                    found[_name_server(service)] = None
+        return list(found) or [(NAME_SERVER_LABELS, self._server_addresses)]
 
     def lookup(self, labels: Sequence[str]) -> Name | Unready | None:
-        """The name with these labels left of the zone, lower case; None if it does not exist."""
+        """The name with these labels left of a cluster domain, lower case; None if it does not exist."""
         if not labels:
-            return Name(self._static)
+            return Name(None, apex=True)
         match labels[-1]:
             case "svc":
                 return self._lookup_service(labels[:-1])
@@ -208,19 +100,46 @@ class Zone(RecordSink):
             case "dns":
                 if len(labels) == 1:
                     return Name(self._static)
-                return Name(self._static, *self._server) if tuple(labels) == NAME_SERVER_LABELS else None
+                return self._lookup_server() if tuple(labels) == NAME_SERVER_LABELS else None
             case "dns-version":
-                return Name(self._static) if len(labels) == 1 else None
+                return Name(self._static, text=DNS_VERSION) if len(labels) == 1 else None
             case _:
                 return None
+
+    def lookup_address(self, labels: Sequence[str]) -> Name | Unready | None:
+        """The whole name in a reverse zone, lower case. What is no address does not exist."""
+        ip = reverse_address(labels)
+        if ip is None:
+            return None
+        if not self.synced and not self.addresses.services(ip):
+            return UNREADY
+        pointers = self.addresses.names(ip)
+        return Name(None, pointers=pointers) if pointers else None
 
     def _absent(self) -> Unready | None:
         return None if self.synced else UNREADY
 
+    def service_addresses(self, service: ServiceNames) -> tuple[AddressSet, AddressSet]:
+        """A and AAAA of a Service's own name."""
+        return service.addresses(self.ttl, self._rng)
+
+    def _address_sets(self, ips: Iterable[str]) -> tuple[AddressSet | None, AddressSet | None]:
+        """A and AAAA of these addresses; those of a family that is not among them are not made."""
+        sets: list[AddressSet | None] = [None, None]
+        for ip in ips:
+            found = sets[is_ipv6 := ":" in ip]
+            if found is None:
+                found = sets[is_ipv6] = AddressSet(RRType.AAAA if is_ipv6 else RRType.A, self.ttl, self._rng)
+            found.add(ip)
+        return sets[0], sets[1]
+
+    def _lookup_server(self) -> Name:
+        return Name(None, *self._address_sets(dict.fromkeys(ip for _, ips in self.name_servers() for ip in ips)))
+
     def _lookup_service(self, labels: Sequence[str]) -> Name | Unready | None:
         if not labels:
             return Name(self._static)
-        namespace = self._namespaces.get(labels[-1])
+        namespace = self.namespaces.get(labels[-1])
         if namespace is None or not namespace.exists:
             return self._absent()
         if len(labels) == 1:
@@ -229,10 +148,11 @@ class Zone(RecordSink):
         record = service.record if service is not None else None
         if service is None or record is None or not service.exists:
             return self._absent()
-        if record.headless and not self.synced:
+        if service.follows_endpoints and not self.synced:
             return UNREADY  # a part of the addresses is not an answer
         if len(labels) == 2:
-            return Name(service, *service.addresses(self.ttl, self._rng), alias=record.external_name)
+            ipv4, ipv6 = service.addresses(self.ttl, self._rng)
+            return Name(service, ipv4, ipv6, record.external_name, service)
         if record.external_name is not None:
             return None
         return self._lookup_below(service, labels[:-2])
@@ -240,7 +160,10 @@ class Zone(RecordSink):
     def _lookup_below(self, service: ServiceNames, labels: Sequence[str]) -> Name | Unready | None:
         """Names of ports and endpoints."""
         if len(labels) == 2:
-            return Name(service) if service.has_port(*labels) else self._absent()
+            key = port_key(*labels)
+            if key is None:
+                return None
+            return Name(service, service=service, port=key) if service.has_port(key) else self._absent()
         if len(labels) > 2:
             return None
         label = labels[0]
@@ -249,20 +172,31 @@ class Zone(RecordSink):
         endpoints = service.endpoints.labelled(label)
         if not endpoints or not self.synced:
             return self._absent()
-        return Name(service, *address_sets([endpoint.ip for endpoint in endpoints], self.ttl, self._rng))
+        addresses = self._address_sets([endpoint.ip for endpoint in endpoints])
+        return Name(service, *addresses, service=service, endpoints=endpoints)
 
     def _lookup_pod(self, labels: Sequence[str]) -> Name | Unready | None:
         if not labels:
             return Name(self._static)
-        if self._pods is PodNames.DISABLED or len(labels) > 2:
+        pods = self.schema.pods
+        if pods is PodNames.DISABLED or len(labels) > 2:
             return None
-        namespace = self._namespaces.get(labels[-1])
+        namespace = self.namespaces.get(labels[-1])
         if namespace is None or not namespace.exists:
             return self._absent()
         if len(labels) == 1:
             return Name(namespace)
         ip = pod_address(labels[0])
-        return Name(None, *address_sets((ip,), self.ttl, self._rng)) if ip is not None else None
+        if ip is None:
+            return None
+        if pods is PodNames.VERIFIED and ip not in namespace.pods:
+            return self._absent()
+        return Name(None, *self._address_sets((ip,)))
+
+
+def _name_server(service: ServiceNames) -> NameServer:
+    record = service.record
+    return service.labels, record.cluster_ips if record is not None else ()
 
 
 def pod_address(label: str) -> str | None:
@@ -270,12 +204,3 @@ def pod_address(label: str) -> str | None:
     if label.count("-") == 3 and "--" not in label:
         return canonical_ip(label.replace("-", "."), Family.IPV4)
     return canonical_ip(label.replace("-", ":"), Family.IPV6)
-
-
-def _records_of(name: str, namespace: NamespaceNames) -> Iterator[Record]:
-    """The records known of a namespace, each Service's as they stood when it came up."""
-    if namespace.declared:
-        yield NamespaceRecord(name)
-    for service in list(namespace.services.values()):
-        yield from list(service.records)
-        yield from list(service.endpoints)

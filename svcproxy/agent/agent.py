@@ -34,7 +34,7 @@ from svcproxy.agent.node import node_view
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane, open_plane
-from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source
+from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source, named_kinds
 from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
 from svcproxy.config import DataplaneMode
@@ -52,7 +52,7 @@ from svcproxy.frontends.node import NodeView
 from svcproxy.frontends.options import FrontendOptions
 from svcproxy.frontends.serving import serving
 from svcproxy.kube.source import Source
-from svcproxy.model import Changes, EndpointSlice, Namespace, NamespacedName, Node, Service, Store, Touched
+from svcproxy.model import Changes, NamespacedName, Node, Store, Touched
 from svcproxy.names.builder import NameBuilder
 from svcproxy.names.records import Record
 from svcproxy.options import Launch
@@ -74,7 +74,6 @@ HOUSEKEEPING_INTERVAL = 1.0
 """Seconds between two looks at things that have no event of their own."""
 GC_THRESHOLDS = (50_000, 20, 50)
 """The collector's; most objects of ours hold no cycles and are not tracked at all."""
-_NAMED_KINDS = frozenset({Service, EndpointSlice, Namespace})
 
 
 class Agent:
@@ -104,6 +103,7 @@ class Agent:
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
         self._surroundings = SurroundingsBuilder(config.dataplane, config.node_name, self._store)
         self._names = NameBuilder(self._store)
+        self._named_kinds = named_kinds(config)
         self._state = self._make_state()
         self._metrics = AgentMetrics(self._state)
         self._cluster = self._make_cluster_source() if config.kube.manifests is None else None
@@ -301,7 +301,7 @@ class Agent:
         return [Subscriber(each.name, each.revision, each.acknowledged_at) for each in self._publisher.subscribers()]
 
     def _source_state(self, instant: Instant) -> SourceState:
-        synced = self._observer.kinds_synced >= _NAMED_KINDS
+        synced = self._observer.kinds_synced >= self._named_kinds
         stale = self._state.readiness(instant).stale
         since = self._snapshot.written_at if stale and not synced and self._snapshot is not None else 0.0
         if stale and synced:
@@ -313,7 +313,7 @@ class Agent:
     # --- state on disk
 
     def _take_snapshot(self) -> StateSnapshot | None:
-        if self._cluster is None or not self._observer.kinds_synced >= _NAMED_KINDS:
+        if self._cluster is None or not self._observer.kinds_synced >= self._named_kinds:
             return None
         return StateSnapshot.of(self._store, self._cluster.versions().items(), self._cluster.endpoints(), time.time())
 
@@ -325,7 +325,7 @@ class Agent:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL)
             instant = now()
             self._view_changed()
-            if self._observer.kinds_synced >= _NAMED_KINDS:
+            if self._observer.kinds_synced >= self._named_kinds:
                 self._state.snapshot = False
             self._publisher.source_changed(self._source_state(instant))
             self._count_relists()

@@ -28,6 +28,7 @@ API_VERSIONS = {
     "Service": "v1",
     "Node": "v1",
     "Namespace": "v1",
+    "Pod": "v1",
     "ServiceCIDR": "networking.k8s.io/v1",
     "EndpointSlice": "discovery.k8s.io/v1",
 }

@@ -5,10 +5,10 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from svcproxy.config import Config
+from svcproxy.config import Config, PodNames
 from svcproxy.kube.notes import Note
 from svcproxy.kube.source import Source
-from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR
+from svcproxy.model import EndpointSlice, Namespace, Node, Pod, Service, ServiceCIDR
 from svcproxy.process.state import StateSnapshot
 
 
@@ -47,8 +47,15 @@ def cluster_source(config: Config, node_name: str, snapshot: StateSnapshot | Non
         known=known_objects(snapshot) if snapshot else None,
         versions=dict(snapshot.versions) if snapshot else None,
         remembered=snapshot.servers if snapshot else (),
+        pods=Pod in named_kinds(config),
     )
     return source
+
+
+def named_kinds(config: Config) -> frozenset[type]:
+    """The kinds that names are made of: all of them have to be known before absence means something."""
+    kinds: frozenset[type] = frozenset({Service, EndpointSlice, Namespace})
+    return kinds | {Pod} if config.dns.pods is PodNames.VERIFIED else kinds
 
 
 def known_objects(snapshot: StateSnapshot) -> dict[type, tuple[Any, ...]]:
@@ -59,4 +66,5 @@ def known_objects(snapshot: StateSnapshot) -> dict[type, tuple[Any, ...]]:
         ServiceCIDR: snapshot.service_cidrs,
         EndpointSlice: snapshot.slices,
         Service: snapshot.services,
+        Pod: snapshot.pods,
     }

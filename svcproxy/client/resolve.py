@@ -106,7 +106,8 @@ def _servers(arguments: argparse.Namespace) -> tuple[Sequence[Server], str]:
     servers = [_reachable(parse_server(text)) for text in dns["listen"]]
     if not servers:
         raise ClientError("the instance listens for DNS nowhere; name a server with --server")
-    return servers, arguments.cluster_domain or dns["cluster_domain"].rstrip(".")
+    domain = next((zone for zone in dns["zones"] if not syntax.is_reverse(zone)), CLUSTER_DOMAIN)
+    return servers, arguments.cluster_domain or domain
 
 
 def parse_server(text: str) -> Server:

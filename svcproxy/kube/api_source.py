@@ -51,11 +51,13 @@ class ApiSource:
         versions: Mapping[str, str] | None = None,
         remembered: Sequence[str] = (),
         *,
+        pods: bool = False,
         environ: Mapping[str, str] = os.environ,
         service_account: Path = SERVICE_ACCOUNT,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         """`known`, `versions` and `remembered`: the objects, `versions()` and `endpoints()` of an earlier life.
+        `pods`: whether all Pods are followed too.
 
         Raises `ConfigError` when the configuration or the kubeconfig cannot be used.
         """
@@ -73,7 +75,7 @@ class ApiSource:
         self._chosen = ""
         interner = Interner()
         self._followers: dict[str, Follower[Any]] = {}
-        for resource in resources(node_name):
+        for resource in resources(node_name, pods=pods):
             reflector: Reflector[Any] = Reflector(
                 resource.kind,
                 known=known.get(resource.kind, ()),

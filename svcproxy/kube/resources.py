@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from svcproxy.errors import ApiUnavailable
-from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR
+from svcproxy.model import EndpointSlice, Namespace, Node, Pod, Service, ServiceCIDR
 
 
 class ServerBehind(ApiUnavailable):
@@ -44,9 +44,19 @@ class Resource:
         return f"the role lacks verb {verb!r} on resource {self.plural!r} in API group {group}"
 
 
-def resources(node_name: str) -> tuple[Resource, ...]:
-    """The kinds that the agent follows; of the Nodes its own alone."""
-    return (
+_PODS = Resource(
+    Pod,
+    "",
+    "pods",
+    "/api/v1/pods",
+    "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown",
+)
+"""All that run. The API server sends a Pod that no longer does as deleted."""
+
+
+def resources(node_name: str, *, pods: bool) -> tuple[Resource, ...]:
+    """The kinds that the agent follows; of the Nodes its own alone, Pods only with `pods`."""
+    followed = (
         Resource(Service, "", "services", "/api/v1/services"),
         Resource(EndpointSlice, "discovery.k8s.io", "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices"),
         Resource(Namespace, "", "namespaces", "/api/v1/namespaces"),
@@ -59,3 +69,4 @@ def resources(node_name: str) -> tuple[Resource, ...]:
             optional=True,
         ),
     )
+    return (*followed, _PODS) if pods else followed

@@ -13,11 +13,21 @@ from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 
 from svcproxy.errors import Problem
-from svcproxy.model import AddressType, Endpoint, EndpointSlice, NamespacedName, Service, ServiceType, Store, Touched
+from svcproxy.model import (
+    AddressType,
+    Endpoint,
+    EndpointSlice,
+    NamespacedName,
+    Pod,
+    Service,
+    ServiceType,
+    Store,
+    Touched,
+)
 from svcproxy.model.meta import Family, Protocol, family_of
 from svcproxy.model.store import SliceChange
 from svcproxy.names.labels import canonical_ip, canonical_target, is_label
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
 
 PROBLEMS_PER_OBJECT = 4
 """Problems kept of one object; a broken slice can have a thousand of the same kind."""
@@ -25,6 +35,8 @@ PROBLEMS_PER_OBJECT = 4
 ObjectKey = tuple[str, NamespacedName]
 """Kind and key."""
 
+_ENDED = {"Succeeded", "Failed"}
+"""Phases of Pods whose addresses may be another's already."""
 _FAMILIES = {AddressType.IPV4: Family.IPV4, AddressType.IPV6: Family.IPV6}
 
 
@@ -68,6 +80,11 @@ class NameBuilder:
             self._update_service(net, old_service, new_service)
         for change in touched.slices:
             self._update_slice(net, change)
+        for old_pod, new_pod in touched.pods:
+            for record in _pod_records(old_pod):
+                _count(net, record, -1)
+            for record in _pod_records(new_pod):
+                _count(net, record, 1)
         return self._settle(net)
 
     def _update_service(self, net: dict[Record, int], old: Service | None, new: Service | None) -> None:
@@ -124,6 +141,7 @@ def _everything(store: Store) -> Touched:
     for found in store.slices.values():
         if (service := found.service) is not None:
             touched.slices.append(SliceChange(service, found.metadata.name, None, found))
+    touched.pods.extend((None, pod) for pod in store.pods.values())
     return touched
 
 
@@ -213,3 +231,12 @@ def _endpoint_records(
             hostname = ""
         pod = endpoint.target_ref.name if endpoint.target_ref is not None else ""
         yield EndpointRecord(namespace, name, ip, hostname, pod, ports)
+
+
+def _pod_records(pod: Pod | None) -> Iterator[PodRecord]:
+    """A record for each address of a Pod that has not ended and is not about to."""
+    if pod is None or pod.status.phase in _ENDED or pod.metadata.deletion_timestamp is not None:
+        return
+    for address in pod.status.pod_ips or ():
+        if (ip := canonical_ip(address.ip, family_of(address.ip))) is not None:
+            yield PodRecord(pod.metadata.namespace, ip)

@@ -73,7 +73,16 @@ class EndpointRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag
         return NamespacedName(self.namespace, self.name)
 
 
-Record = NamespaceRecord | ServiceRecord | EndpointRecord
+class PodRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="p"):
+    """An address of a Pod that runs; Pods of a namespace that say the same give one record."""
+
+    namespace: str
+    ip: str
+    """Canonical."""
+
+
+Record = NamespaceRecord | ServiceRecord | EndpointRecord | PodRecord
+"""Another kind of record is another `svcproxy.feed.codec.PROTOCOL_VERSION`."""
 
 
 class RecordSink(Contract):

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from svcproxy.errors import StateError
-from svcproxy.model import EndpointSlice, Namespace, Node, Service, ServiceCIDR, Store
+from svcproxy.model import EndpointSlice, Namespace, Node, Pod, Service, ServiceCIDR, Store
 
 MAGIC: Final = b"svcproxy"
 FORMAT_VERSION: Final = 1
@@ -48,7 +48,7 @@ _LENGTH_OCTETS: Final = 4
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Service, EndpointSlice, Namespace, Node, ServiceCIDR)
+T = TypeVar("T", Service, EndpointSlice, Namespace, Node, ServiceCIDR, Pod)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class StateSnapshot:
     namespaces: tuple[Namespace, ...] = ()
     nodes: tuple[Node, ...] = ()
     service_cidrs: tuple[ServiceCIDR, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    """Empty unless Pods are followed."""
     versions: tuple[tuple[str, str], ...] = ()
     """(kind, resource version): what the API server is asked to be at least as new as."""
     servers: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ class StateSnapshot:
             namespaces=tuple(store.namespaces.values()),
             nodes=tuple(store.nodes.values()),
             service_cidrs=tuple(store.service_cidrs.values()),
+            pods=tuple(store.pods.values()),
             versions=tuple(versions),
             servers=tuple(servers),
         )
@@ -110,7 +113,11 @@ class _ServiceCIDRs(msgspec.Struct, frozen=True, gc=False, tag="ServiceCIDR"):
     objects: tuple[ServiceCIDR, ...]
 
 
-_Block = _Services | _Slices | _Namespaces | _Nodes | _ServiceCIDRs
+class _Pods(msgspec.Struct, frozen=True, gc=False, tag="Pod"):
+    objects: tuple[Pod, ...]
+
+
+_Block = _Services | _Slices | _Namespaces | _Nodes | _ServiceCIDRs | _Pods
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _HEADING_DECODER: Final = msgspec.msgpack.Decoder(_Heading)
 _BLOCK_DECODER: Final[msgspec.msgpack.Decoder[_Block]] = msgspec.msgpack.Decoder(_Block)
@@ -282,6 +289,8 @@ def _pieces(snapshot: StateSnapshot) -> Iterator[bytes]:
         yield _block(_Nodes(nodes))
     for service_cidrs in _batches(snapshot.service_cidrs, _one):
         yield _block(_ServiceCIDRs(service_cidrs))
+    for pods in _batches(snapshot.pods, _one):
+        yield _block(_Pods(pods))
     yield bytes(_LENGTH_OCTETS)
 
 
@@ -305,7 +314,7 @@ def _batches(objects: Sequence[T], weight: Callable[[T], int]) -> Iterator[tuple
         yield tuple(batch)
 
 
-def _one(_: Service | Namespace | Node | ServiceCIDR) -> int:
+def _one(_: Service | Namespace | Node | ServiceCIDR | Pod) -> int:
     return 1
 
 
@@ -356,6 +365,7 @@ def _read(blocks: Sequence[memoryview]) -> StateSnapshot:
     namespaces: list[Namespace] = []
     nodes: list[Node] = []
     service_cidrs: list[ServiceCIDR] = []
+    pods: list[Pod] = []
     for block in blocks[1:]:
         content = _BLOCK_DECODER.decode(block)
         match content:
@@ -369,6 +379,8 @@ def _read(blocks: Sequence[memoryview]) -> StateSnapshot:
                 nodes += content.objects
             case _ServiceCIDRs():
                 service_cidrs += content.objects
+            case _Pods():
+                pods += content.objects
     return StateSnapshot(
         written_at=heading.written_at,
         services=tuple(services),
@@ -376,6 +388,7 @@ def _read(blocks: Sequence[memoryview]) -> StateSnapshot:
         namespaces=tuple(namespaces),
         nodes=tuple(nodes),
         service_cidrs=tuple(service_cidrs),
+        pods=tuple(pods),
         versions=heading.versions,
         servers=heading.servers,
     )

@@ -23,6 +23,7 @@ PATHS = {
     "/api/v1/services": "Service",
     "/apis/discovery.k8s.io/v1/endpointslices": "EndpointSlice",
     "/api/v1/namespaces": "Namespace",
+    "/api/v1/pods": "Pod",
     "/api/v1/nodes": "Node",
     "/apis/networking.k8s.io/v1/servicecidrs": "ServiceCIDR",
 }

@@ -11,9 +11,10 @@ import errno
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from socket import SOCK_DGRAM, socket
+from typing import Any
 
 import uvloop
 
@@ -33,6 +34,7 @@ from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics
 from svcproxy_dns.listeners import bind_listeners
+from svcproxy_dns.resolv_conf import ResolvConf
 from svcproxy_dns.worker import DnsWorker
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class DnsRole:
         self._serves = False
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._metrics = DnsMetrics(self._worker.statistics, config.dns)
+        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns)
         name = run.path.name
         subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
         self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)
@@ -130,11 +132,12 @@ class DnsRole:
         path = self._instance.paths.admin_socket
         async with serve_health(path, self._livez, self._readyz, self._metrics.render), asyncio.TaskGroup() as group:
             succession = Succession(self._run, self._instance, self._lock_changed)
-            work = {
+            work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
                 "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
+            work |= self._upstreams()
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
             patience = asyncio.get_running_loop().call_later(WARM_TIMEOUT, self._serve_unwarmed)
             await self._life.ended()
@@ -145,6 +148,18 @@ class DnsRole:
                 task.cancel()
         self._worker.close()
         return self._life.exit_code
+
+    # --- upstreams
+
+    def _upstreams(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Use the upstreams configured; what there is to do to follow those of a file."""
+        dns = self._life.config.dns
+        if dns.upstreams or dns.resolv_conf is None:
+            self._worker.use_upstreams(dns.upstreams or None)
+            return {}
+        followed = ResolvConf(dns.resolv_conf, self._worker.use_upstreams)
+        self._worker.use_upstreams(())
+        return {"resolv.conf": followed.follow()}
 
     # --- feed
 

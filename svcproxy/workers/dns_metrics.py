@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from svcproxy import __version__
 from svcproxy.config import DnsConfig
+from svcproxy.workers.dns_forward_metrics import forward_metrics
 from svcproxy_dns.worker import DnsStatistics
 
 _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
@@ -23,10 +24,11 @@ _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
 class DnsMetrics:
     """Everything the worker counts, in the Prometheus text format."""
 
-    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+    def __init__(self, statistics: Callable[[], DnsStatistics], stale: Callable[[], bool], config: DnsConfig) -> None:
+        """`stale`: whether what is served may be out of date."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._registry.register(_Collector(statistics, config))
+        self._registry.register(_Collector(statistics, stale, config))
 
     async def render(self) -> bytes:
         """A scrape."""
@@ -34,24 +36,29 @@ class DnsMetrics:
 
 
 class _Collector(Collector):
-    def __init__(self, statistics: Callable[[], DnsStatistics], config: DnsConfig) -> None:
+    def __init__(self, statistics: Callable[[], DnsStatistics], stale: Callable[[], bool], config: DnsConfig) -> None:
         self._statistics = statistics
+        self._stale = stale
         self._server = f"dns://{config.listen[0]}" if config.listen else ""
-        self._zone = f"{config.cluster_domain.rstrip('.')}."
+        self._zone = f"{config.cluster_domain}."
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
         now = self._statistics()
         yield from self._traffic(now)
+        if now.forward is not None:
+            yield from forward_metrics(now.forward, [self._server, ".", ""])
         info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
         info.add_metric([f"svcproxy-{__version__}", "", ""], 1)
         yield info
         for name, text, value in (
             ("synced", "Whether a complete set of names has been taken in.", now.synced),
+            ("stale", "Whether what is served may be out of date: no agent, or none with a source.", self._stale()),
             ("serial", "SOA serial: Unix time of the last change.", now.serial),
             ("namespaces", "Namespaces known.", now.namespaces),
             ("services", "Services known.", now.services),
             ("endpoints", "Endpoint addresses known.", now.endpoints),
+            ("pods", "Addresses of Pods known; none unless dns.pods is verified.", now.pods),
             ("answers_kept", "Rendered answers kept.", now.kept),
             ("answers_kept_octets", "Estimate of the memory that they take.", now.kept_octets),
             ("tcp_connections", "TCP connections open.", now.connections),
@@ -72,21 +79,25 @@ class _Collector(Collector):
 
     def _traffic(self, now: DnsStatistics) -> Iterator[Metric]:
         labels = ["server", "zone", "view"]
-        values = [self._server, self._zone, ""]
         requests = CounterMetricFamily(
             "coredns_dns_requests", "Queries answered.", labels=[*labels, "proto", "family", "type"]
         )
         responses = CounterMetricFamily("coredns_dns_responses", "Responses.", labels=[*labels, "rcode", "plugin"])
-        by_type: dict[tuple[str, int], int] = defaultdict(int)
-        by_rcode: dict[str, int] = defaultdict(int)
-        for (qtype, rcode), tally in now.responses.items():
-            by_rcode[rcode] += sum(tally)
+        by_type: dict[tuple[str, str, int], int] = defaultdict(int)
+        by_rcode: dict[tuple[str, str, str], int] = defaultdict(int)
+        found = [(self._zone, "kubernetes", *key, tally) for key, tally in now.responses.items()]
+        if now.forward is not None:
+            found += [
+                (".", plugin, qtype, rcode, tally) for (qtype, rcode, plugin), tally in now.forward.responses.items()
+            ]
+        for zone, plugin, qtype, rcode, tally in found:
+            by_rcode[zone, rcode, plugin] += sum(tally)
             for transport, count in enumerate(tally):
-                by_type[qtype or "other", transport] += count
-        for (qtype, transport), count in by_type.items():
+                by_type[zone, qtype or "other", transport] += count
+        for (zone, qtype, transport), count in by_type.items():
             if count:
-                requests.add_metric([*values, *_TRANSPORTS[transport], qtype], count)
-        for rcode, count in by_rcode.items():
-            responses.add_metric([*values, rcode, "kubernetes"], count)
+                requests.add_metric([self._server, zone, "", *_TRANSPORTS[transport], qtype], count)
+        for (zone, rcode, plugin), count in by_rcode.items():
+            responses.add_metric([self._server, zone, "", rcode, plugin], count)
         yield requests
         yield responses

@@ -248,7 +248,7 @@ async def test_config_hides_credentials_in_urls(tmp_path: Path) -> None:
     async with AdminServer(state, AgentMetrics(state)).serve_socket(path), over(path) as client:
         config = await get(client, "/v1/config")
     assert config["kube"]["api_servers"] == ["https://10.0.0.1:6443"]
-    assert config["dns"]["cluster_domain"] == "cluster.local"
+    assert config["dns"]["zones"] == ["cluster.local", "in-addr.arpa", "ip6.arpa"]
 
 
 async def test_what_has_gone_is_not_found(client: aiohttp.ClientSession, state: AgentState) -> None:

@@ -297,4 +297,4 @@ def test_check_config_prints_the_tree_in_force(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == f"{good}: ok\n"
     assert main(["check-config", "--config", str(good), "--node-name", "n9", "-o", "json"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert (tree["dns"]["ttl"], tree["node_name"], tree["dns"]["cluster_domain"]) == (7, "n9", "cluster.local")
+    assert (tree["dns"]["ttl"], tree["node_name"], tree["dns"]["zones"][0]) == (7, "n9", "cluster.local")

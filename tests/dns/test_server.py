@@ -10,6 +10,7 @@ import dns.asyncquery
 import dns.message
 import pytest
 
+from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import frame
 from svcproxy_dns.listeners import bind_listeners, parse_listen
 from svcproxy_dns.rendered import TCP
@@ -80,7 +81,7 @@ async def test_both_protocols_and_families(listen: str, transport: int) -> None:
     seen: list[int] = []
     respond = respond_of_the_cluster()
 
-    def spy(message: bytes, number: int) -> bytes | None:
+    def spy(message: bytes, number: int) -> bytes | Later | None:
         seen.append(number)
         return respond(message, number)
 

@@ -1,36 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """The zone as a sink of records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import dns.message
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, Record, ServiceRecord
+from svcproxy.config import PodNames
+from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, ServiceRecord
+from svcproxy_dns.contents import Schema
 from svcproxy_dns.zone import Name, Unready, Zone
 from tests.dns import world
-from tests.dns.world import PROBES, UDP, Client, empty_zone, synced_zone, take
+from tests.dns.world import DOMAIN, PROBES, Answer, Client, empty_zone, synced_zone, take
 
 QUERIES = [
-    dns.message.make_query(f"{probe}.cluster.local.".lstrip("."), qtype).to_wire()
+    dns.message.make_query(f"{probe}.", qtype).to_wire()
     for probe in PROBES
-    for qtype in ("A", "AAAA")
+    for qtype in (["PTR"] if probe.endswith(".arpa") else ["A", "AAAA", "SRV"])
+] + [dns.message.make_query(f"{DOMAIN}.", "NS").to_wire()]
+KINDS = get_args(Record)
+VERIFIED = Schema(pods=PodNames.VERIFIED)
+SCHEMAS = [
+    pytest.param(VERIFIED, id="verified Pods"),
+    pytest.param(Schema(ignore_empty_service=True, endpoint_pod_names=True), id="empty Services hidden, Pod names"),
+    pytest.param(Schema(namespaces=frozenset({"shop"}), pods=PodNames.VERIFIED), id="one namespace"),
 ]
-OWNED_BY_THE_QUESTION = b"\xc0\x0c"
+SERVERS = ["10.0.0.1", "10.96.0.2"]
+"""Addresses of the server: an endpoint's and a Service's, while there are such."""
 
 
-def answers(client: Client) -> list[frozenset[bytes]]:
-    """What is answered about every name that the records can make, record by record, whatever their order."""
-    found = []
-    for query in QUERIES:
-        response = client.core.respond(query, UDP)
-        assert response is not None
-        found.append(frozenset(response[2:].split(OWNED_BY_THE_QUESTION)))
-    return found
+def answers(client: Client) -> list[Answer]:
+    """What is answered about every name that the records can make, whatever the order."""
+    return [world.read(client.exchange(query)) for query in QUERIES]
 
 
-batches = st.lists(st.tuples(st.lists(world.record, max_size=4), st.lists(world.record, max_size=3)), max_size=6)
+def from_scratch(held: Iterable[Record], schema: Schema) -> Client:
+    zone = empty_zone(schema, SERVERS)
+    take(zone, held)
+    return Client(zone)
+
+
+batches = st.lists(st.tuples(st.lists(world.record, max_size=4), st.lists(st.integers(0, 9), max_size=3)), max_size=6)
+"""Records added, and the places of those removed among what is held."""
 
 
 def one_service_record_each(held: Sequence[Record]) -> list[Record]:
@@ -39,13 +53,15 @@ def one_service_record_each(held: Sequence[Record]) -> list[Record]:
     return [record for record in held if not isinstance(record, ServiceRecord) or last[record.service] is record]
 
 
-@settings(max_examples=50, deadline=None)
-@given(batches)
-def test_incremental_equals_from_scratch(history: list[tuple[list[Record], list[Record]]]) -> None:
+@pytest.mark.parametrize("schema", SCHEMAS)
+@settings(max_examples=25, deadline=None)
+@given(history=batches)
+def test_incremental_equals_from_scratch(schema: Schema, history: list[tuple[list[Record], list[int]]]) -> None:
     """Every answer is right after every change, however many answers have been kept before it."""
-    client = Client(synced_zone([]))
+    client = from_scratch([], schema)
     held: dict[Record, None] = {}
-    for added, removed in history:
+    for added, places in history:
+        removed = [record for place, record in enumerate(held) if place in places]
         for record in removed:
             held.pop(record, None)
         for record in added:
@@ -57,15 +73,15 @@ def test_incremental_equals_from_scratch(history: list[tuple[list[Record], list[
             if record in added:
                 client.zone.change((), [record])
             del held[record]
-        assert answers(client) == answers(Client(synced_zone(held)))
-    for kind in (NamespaceRecord, ServiceRecord, EndpointRecord):
-        assert client.zone.count(kind) == sum(isinstance(record, kind) for record in held)
+        expected = from_scratch(held, schema)
+        assert answers(client) == answers(expected)
+        assert [client.zone.count(kind) for kind in KINDS] == [expected.zone.count(kind) for kind in KINDS]
 
 
 @given(st.lists(world.record), st.lists(world.record))
 def test_adding_the_known_and_removing_the_unknown_change_nothing(held: list[Record], others: list[Record]) -> None:
     held = one_service_record_each(list(dict.fromkeys(held)))
-    zone = synced_zone(held)
+    zone = synced_zone(held, VERIFIED)
     revision = zone.revision
     zone.change(held, [record for record in others if record not in held])
     assert zone.revision == revision
@@ -77,13 +93,13 @@ def test_a_snapshot_replaces_everything_and_misses_nothing_in_between(
     old: list[Record], new: list[Record], late: list[Record], batch: int
 ) -> None:
     old, new = (one_service_record_each(list(dict.fromkeys(each))) for each in (old, new))
-    zone = synced_zone(old)
+    zone = synced_zone(old, VERIFIED)
     throughout = [record for record in old if record in new]
-    kept = synced_zone(throughout)
-    always = [name for name in map(split, PROBES) if isinstance(kept.lookup(name), Name) and stable(old, new)]
+    kept = synced_zone(throughout, VERIFIED)
+    always = [name for name in PROBES if isinstance(look_up(kept, name), Name) and stable(old, new)]
 
     def check() -> None:
-        assert all(isinstance(zone.lookup(name), Name) for name in always)
+        assert all(isinstance(look_up(zone, name), Name) for name in always)
 
     zone.begin_snapshot()
     for record in new:
@@ -101,13 +117,13 @@ def test_a_snapshot_replaces_everything_and_misses_nothing_in_between(
             before += total(zone) - count
         check()
     assert total(zone) == before - swept
-    expected = synced_zone([*new, *late])
+    expected = synced_zone([*new, *late], VERIFIED)
     assert answers(Client(zone)) == answers(Client(expected))
 
 
 def total(zone: Zone) -> int:
     """How many records are known."""
-    return zone.count(NamespaceRecord) + zone.count(ServiceRecord) + zone.count(EndpointRecord)
+    return sum(map(zone.count, KINDS))
 
 
 def stable(old: Sequence[Record], new: Sequence[Record]) -> bool:
@@ -116,8 +132,9 @@ def stable(old: Sequence[Record], new: Sequence[Record]) -> bool:
     return all(services.get(record.service, record) == record for record in new if isinstance(record, ServiceRecord))
 
 
-def split(probe: str) -> list[str]:
-    return [label for label in probe.split(".") if label]
+def look_up(zone: Zone, probe: str) -> Name | Unready | None:
+    labels = probe.split(".")
+    return zone.lookup_address(labels) if labels[-1] == "arpa" else zone.lookup(labels[:-2])
 
 
 def test_a_second_snapshot_abandons_the_sweep_of_the_first() -> None:
@@ -167,8 +184,8 @@ def test_the_service_added_last_is_in_force() -> None:
 
 
 def test_nothing_stays_of_what_is_removed() -> None:
-    zone = empty_zone()
-    records = world.records()
+    zone = empty_zone(VERIFIED)
+    records = [*world.records(), PodRecord("shop", "10.0.0.1"), PodRecord("gone", "10.0.0.1")]
     take(zone, records)
     zone.change((), records)
     assert total(zone) == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster that the acceptance cases ask about, from API objects to a worker's core, and dnspython as the client."""
 
+import ipaddress
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,19 @@ from hypothesis import strategies as st
 from svcproxy.model import AddressType, Changes, Object, Store
 from svcproxy.model.meta import Protocol
 from svcproxy.names.builder import NameBuilder
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
 from svcproxy_dns.answers import Answers
+from svcproxy_dns.contents import Schema
+from svcproxy_dns.domains import Domains
 from svcproxy_dns.rendered import Rendered
-from svcproxy_dns.zone import PodNames, Zone
+from svcproxy_dns.zone import Zone
 from tests.names.world import endpoint, endpoint_slice, external, namespace, port, service
 
 UDP = 0
+ZONES = ("cluster.local", "in-addr.arpa", "ip6.arpa")
+DEFAULT = Schema()
+SERVER = "10.244.0.20"
+"""The address that the server is reached at."""
 SERIAL = 1_800_000_000
 SHOP = ".shop.svc.cluster.local."
 SOA = f"cluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. {SERIAL} 7200 1800 86400 30"
@@ -29,7 +36,10 @@ SOA = f"cluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local.
 _DB = [("db", 5432)]
 OBJECTS: tuple[Object, ...] = (
     *map(namespace, ("default", "shop", "kube-system", "empty")),
-    service("kube-dns", "10.96.0.10", ports=[port(53, "dns", Protocol.UDP)], namespace="kube-system"),
+    service(
+        "kube-dns", "10.96.0.10", ports=[port(53, "dns", Protocol.UDP), port(53, "dns-tcp")], namespace="kube-system"
+    ),
+    endpoint_slice("kube-dns-1", "kube-dns", endpoint("10.244.0.20"), ports=[("dns-tcp", 53)], namespace="kube-system"),
     service("web", "10.96.10.1", ports=[port(80, "http"), port(443, "https"), port(9000)]),
     endpoint_slice(
         "web-1",
@@ -98,19 +108,12 @@ def records() -> list[Record]:
     return list(NameBuilder(store).records())
 
 
-def empty_zone(*, pods: PodNames = PodNames.INSECURE, endpoint_pod_names: bool = False) -> Zone:
-    return Zone(
-        "cluster.local",
-        ttl=30,
-        rng=random.Random(7),
-        pods=pods,
-        endpoint_pod_names=endpoint_pod_names,
-        server_addresses=["10.96.0.10"],
-    )
+def empty_zone(schema: Schema = DEFAULT, server_addresses: Sequence[str] = (SERVER,)) -> Zone:
+    return Zone(schema, ttl=30, rng=random.Random(7), server_addresses=server_addresses)
 
 
-def synced_zone(held: Iterable[Record], *, endpoint_pod_names: bool = False) -> Zone:
-    zone = empty_zone(endpoint_pod_names=endpoint_pod_names)
+def synced_zone(held: Iterable[Record], schema: Schema = DEFAULT) -> Zone:
+    zone = empty_zone(schema)
     take(zone, held)
     return zone
 
@@ -130,10 +133,20 @@ class Answer:
     records: frozenset[str] = frozenset()
     """OWNER TYPE RDATA"""
     authority: tuple[str, ...] = ()
+    additional: frozenset[str] = frozenset()
+    """OWNER TYPE RDATA, without OPT"""
 
 
-def noerror(*found: str) -> Answer:
-    return Answer("NOERROR", frozenset(found))
+def noerror(*found: str, add: Iterable[str] = ()) -> Answer:
+    return Answer("NOERROR", frozenset(found), additional=frozenset(add))
+
+
+def expand(answer: Answer) -> Answer:
+    """`~` in records stands for the namespace that most of the objects are in."""
+    records, additional = (
+        frozenset(each.replace("~", SHOP) for each in section) for section in (answer.records, answer.additional)
+    )
+    return Answer(answer.rcode, records, answer.authority, additional)
 
 
 NODATA = Answer("NOERROR", authority=(SOA,))
@@ -145,23 +158,26 @@ REFUSED = Answer("REFUSED")
 class Client:
     """Asks a core, and reads its answers with dnspython."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Zone, zones: Sequence[str] = ZONES) -> None:
         self.zone = zone
         self.rendered = Rendered()
-        self.core = Answers(zone, self.rendered, SERIAL)
+        self.core = Answers(zone, Domains(zones), self.rendered, SERIAL)
 
     def exchange(self, query: dns.message.Message | bytes, transport: int = UDP) -> dns.message.Message:
         wire = query if isinstance(query, bytes) else query.to_wire()
         response = self.core.respond(wire, transport)
-        assert response is not None
+        assert isinstance(response, bytes)
         return dns.message.from_wire(response)
 
     def ask(self, qname: str, qtype: str, transport: int = UDP) -> Answer:
-        """The answer, the same three times: rendered, kept, and with EDNS."""
+        """The answer, the same four times: rendered and kept, without and with EDNS."""
         query = dns.message.make_query(qname, qtype)
         first, again = self.exchange(query, transport), self.exchange(query, transport)
-        edns = self.exchange(dns.message.make_query(qname, qtype, use_edns=0, payload=4096), transport)
+        with_opt = dns.message.make_query(qname, qtype, use_edns=0, payload=4096)
+        edns, edns_again = self.exchange(with_opt, transport), self.exchange(with_opt, transport)
+        assert (first.edns, edns.edns, edns_again.edns) == (-1, 0, 0)
         assert read(first) == read(again)
+        assert read(edns) == read(edns_again)
         if not first.flags & dns.flags.TC:
             assert read(edns) == read(first)
         return read(first)
@@ -172,6 +188,7 @@ def read(message: dns.message.Message) -> Answer:
         dns.rcode.to_text(message.rcode()),
         frozenset(line for rrset in message.answer for line in lines(rrset)),
         tuple(line for rrset in message.authority for line in rrset.to_text().splitlines()),
+        frozenset(line for rrset in message.additional for line in lines(rrset)),
     )
 
 
@@ -187,6 +204,8 @@ def addresses(message: dns.message.Message) -> list[str]:
 
 _NAMESPACES = st.sampled_from(["shop", "yard"])
 _NAMES = st.sampled_from(["web", "db"])
+_CLUSTER_IPS = ("10.96.0.1", "10.96.0.2", "fd00::2")
+_ENDPOINT_IPS = ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00:1::")
 _PORTS = st.sampled_from([(), (NamedPort("http", Protocol.TCP, 80),), (NamedPort("dns", Protocol.UDP, 53),)])
 record = st.one_of(
     st.builds(NamespaceRecord, _NAMESPACES),
@@ -194,7 +213,7 @@ record = st.one_of(
         ServiceRecord,
         _NAMESPACES,
         _NAMES,
-        st.sampled_from([(), ("10.96.0.1",), ("10.96.0.2", "fd00::2")]),
+        st.sampled_from([(), ("10.96.0.1",), _CLUSTER_IPS[1:]]),
         _PORTS,
     ),
     st.builds(ServiceRecord, _NAMESPACES, _NAMES, external_name=st.sampled_from(["a.example", "db.shop.svc.zone"])),
@@ -202,14 +221,16 @@ record = st.one_of(
         EndpointRecord,
         _NAMESPACES,
         _NAMES,
-        st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "fd00:1::"]),
+        st.sampled_from(_ENDPOINT_IPS),
         st.sampled_from(["", "a", "b"]),
         st.sampled_from(["", "pod-1"]),
         _PORTS,
     ),
+    st.builds(PodRecord, _NAMESPACES, st.sampled_from(_ENDPOINT_IPS)),
 )
-PROBES: Sequence[str] = [
-    f"{left}{name}.{space}.svc"
+DOMAIN = "cluster.local"
+PROBES: list[str] = [
+    f"{left}{name}.{space}.svc.{DOMAIN}"
     for space in ("shop", "yard")
     for name in ("web", "db")
     for left in (
@@ -226,5 +247,23 @@ PROBES: Sequence[str] = [
         "fd00--1.",
         "fd00-1--0.",
     )
-] + ["shop.svc", "yard.svc", "shop.pod", "1-2-3-4.yard.pod", "svc", "pod", ""]
-"""Every name, left of the zone, that these records can make, and some that always are."""
+]
+PROBES += [
+    f"{left}.{DOMAIN}"
+    for left in (
+        "shop.svc",
+        "yard.svc",
+        "shop.pod",
+        "1-2-3-4.yard.pod",
+        "10-0-0-1.shop.pod",
+        "fd00--1.yard.pod",
+        "svc",
+        "pod",
+        "ns.dns",
+    )
+]
+PROBES += [
+    DOMAIN,
+    *(ipaddress.ip_address(ip).reverse_pointer for ip in (*_CLUSTER_IPS, *_ENDPOINT_IPS)),
+]
+"""Every name that these records can make, and some that always are."""

@@ -14,6 +14,7 @@ from svcproxy.feed.codec import (
     CLIENT_FRAME_LIMIT,
     FRAME_LIMIT,
     NAMES,
+    PROTOCOL_VERSION,
     FrameReader,
     decode_agent_frame,
     decode_client_frame,
@@ -36,7 +37,7 @@ from svcproxy.feed.frames import (
     Welcome,
 )
 from svcproxy.model.meta import Protocol
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
 from tests.feed.world import Wire, record
 
 RECORDS: list[Record] = [
@@ -44,11 +45,12 @@ RECORDS: list[Record] = [
     ServiceRecord("prod", "db", ("10.0.0.7", "fd00::7"), (NamedPort("", Protocol.TCP, 5432),)),
     ServiceRecord("prod", "out", external_name="example.com"),
     EndpointRecord("prod", "db", "10.1.0.3", "db-0", "db-0", (NamedPort("dns", Protocol.UDP, 53),)),
+    PodRecord("prod", "10.1.0.3"),
 ]
 EMPTY = msgspec.Raw(NAMES.encode([]))
 SOME = msgspec.Raw(NAMES.encode(RECORDS))
 
-CLIENT_FRAMES: list[ClientFrame] = [Hello(1, "names", "e", 7, True, "dns-0", 42), Ack(7), Pong()]
+CLIENT_FRAMES: list[ClientFrame] = [Hello(PROTOCOL_VERSION, "names", "e", 7, True, "dns-0", 42), Ack(7), Pong()]
 AGENT_FRAMES: list[AgentFrame] = [
     Welcome("e", 7, False),
     SnapshotBegin(7),

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from svcproxy.errors import FeedError
-from svcproxy.feed.codec import NAMES, encode_frame
+from svcproxy.feed.codec import NAMES, PROTOCOL_VERSION, encode_frame
 from svcproxy.feed.frames import (
     Ack,
     AgentFrame,
@@ -104,7 +104,7 @@ def test_a_sweep_cut_off_is_finished_before_the_next_connection() -> None:
     assert wire.subscriber.state.complete
 
 
-HELLO = Hello(1, "names", "", 0, False, "dns-0", 42)
+HELLO = Hello(PROTOCOL_VERSION, "names", "", 0, False, "dns-0", 42)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ HELLO = Hello(1, "names", "", 0, False, "dns-0", 42)
         pytest.param([Pong()], id="Pong before Hello"),
         pytest.param([HELLO, HELLO], id="second Hello"),
         pytest.param([HELLO, Ack(1)], id="Ack of what was not sent"),
-        pytest.param([msgspec.structs.replace(HELLO, version=2)], id="other protocol version"),
+        pytest.param([msgspec.structs.replace(HELLO, version=PROTOCOL_VERSION - 1)], id="other protocol version"),
         pytest.param([msgspec.structs.replace(HELLO, topic="routes")], id="other topic"),
         pytest.param([msgspec.structs.replace(HELLO, name="x" * 257)], id="name too long"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from svcproxy.feed.client import FeedClient
-from svcproxy.feed.codec import NAMES, encode_frame
+from svcproxy.feed.codec import NAMES, PROTOCOL_VERSION, encode_frame
 from svcproxy.feed.frames import Ack, Hello
 from svcproxy.feed.publisher import SubscriptionState
 from svcproxy.feed.server import CONNECTIONS_MAX, FeedServer
@@ -19,7 +19,7 @@ from svcproxy.feed.subscriber import FeedState, Phase, Subscriber
 from svcproxy.process.sockets import Peer, connect_unix, listen_unix
 from tests.feed.world import LIVE, Agent, SetSink, record
 
-HELLO = encode_frame(Hello(1, "names", "", 0, False, "raw", 1))
+HELLO = encode_frame(Hello(PROTOCOL_VERSION, "names", "", 0, False, "raw", 1))
 
 
 async def eventually(condition: Callable[[], object]) -> None:

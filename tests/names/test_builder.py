@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.model import AddressType, Changes, EndpointSlice, Namespace, NamespacedName, Object, Service, Store
+from svcproxy.model import AddressType, Changes, EndpointSlice, Namespace, NamespacedName, Object, Pod, Service, Store
 from svcproxy.model.meta import Protocol
 from svcproxy.names.builder import PROBLEMS_PER_OBJECT, NameBuilder, RecordDelta
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
+from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
 from tests.names import world
-from tests.names.world import endpoint, endpoint_slice, external, namespace, port, service
+from tests.names.world import endpoint, endpoint_slice, external, namespace, pod, port, service
 
 HTTP = (NamedPort("http", Protocol.TCP, 80),)
 
@@ -103,6 +103,16 @@ def store_of(*objects: Object) -> Store:
             id="malformed addresses and those of the other family",
         ),
         pytest.param(endpoint_slice("s", "", endpoint("10.0.0.1")), set(), id="slice of no Service"),
+        pytest.param(
+            pod("p", "10.0.0.1", "FD00:0::1"),
+            {PodRecord("shop", "10.0.0.1"), PodRecord("shop", "fd00::1")},
+            id="Pod, every family, canonical",
+        ),
+        pytest.param(pod("p"), set(), id="Pod without an address"),
+        pytest.param(pod("p", "x"), set(), id="Pod whose address is none"),
+        pytest.param(pod("p", "10.0.0.1", phase="Succeeded"), set(), id="Pod that has ended"),
+        pytest.param(pod("p", "10.0.0.1", phase="Failed"), set(), id="Pod that has failed"),
+        pytest.param(pod("p", "10.0.0.1", deleted="2026-01-01T00:00:00Z"), set(), id="Pod about to end"),
     ],
 )
 def test_records(held: Object, expected: set[Record]) -> None:
@@ -163,6 +173,16 @@ def test_what_two_slices_say_leaves_with_the_last() -> None:
     assert builder.update(store.apply(Changes(EndpointSlice, removed=(second.key,)))) == RecordDelta(removed=(record,))
 
 
+def test_an_address_stays_until_the_last_pod_that_has_it() -> None:
+    """Pods on the node's network share its address."""
+    first, second = pod("a", "192.0.2.1"), pod("b", "192.0.2.1")
+    store = store_of(first, second)
+    builder = NameBuilder(store)
+    assert not builder.update(store.apply(Changes(Pod, removed=(first.key,))))
+    delta = builder.update(store.apply(Changes(Pod, (pod("b", "192.0.2.1", phase="Succeeded"),))))
+    assert delta == RecordDelta(removed=(PodRecord("shop", "192.0.2.1"),))
+
+
 def test_a_change_of_ports_is_the_old_record_out_and_the_new_one_in() -> None:
     store = store_of(service("web", "10.96.0.1", ports=[port(80)]))
     builder = NameBuilder(store)
@@ -178,6 +198,7 @@ KINDS: list[tuple[type, st.SearchStrategy[Any]]] = [
     (Namespace, world.namespaces),
     (Service, world.services),
     (EndpointSlice, world.slices()),
+    (Pod, world.pods),
 ]
 
 
@@ -218,6 +239,7 @@ def test_what_exists_throughout_is_never_removed(history: list[Changes[Any]]) ->
         touched.namespaces += more.namespaces
         touched.services += more.services
         touched.slices += more.slices
+        touched.pods += more.pods
     delta = builder.update(touched)
     after = set(NameBuilder(store).records())
     assert set(delta.removed) == before - after

@@ -13,11 +13,13 @@ from svcproxy.model import (
     EndpointSlice,
     Namespace,
     ObjectMeta,
+    Pod,
     Service,
     ServicePort,
     ServiceType,
 )
 from svcproxy.model.meta import Protocol
+from svcproxy.model.pod import PodAddress, PodStatus
 from svcproxy.model.service import CLUSTER_IP_NONE, ServiceMeta, ServiceSpec
 from svcproxy.model.slice import SliceLabels, SliceMeta, TargetRef
 
@@ -35,6 +37,11 @@ def service(name: str, *ips: str, ports: Sequence[ServicePort] = (), namespace: 
 def external(name: str, target: str, ports: Sequence[ServicePort] = (), namespace: str = "shop") -> Service:
     spec = ServiceSpec(type=ServiceType.EXTERNAL_NAME, external_name=target, ports=tuple(ports))
     return Service(ServiceMeta(name, namespace), spec)
+
+
+def pod(name: str, *ips: str, phase: str = "Running", deleted: str | None = None, namespace: str = "shop") -> Pod:
+    status = PodStatus(phase, tuple(map(PodAddress, ips)) or None)
+    return Pod(ObjectMeta(name, namespace, deletion_timestamp=deleted), status=status)
 
 
 def port(number: int, name: str = "", protocol: Protocol = Protocol.TCP) -> ServicePort:
@@ -75,6 +82,15 @@ _endpoints = st.builds(
     hostname=st.sampled_from([None, None, "a", "Bad"]),
     ready=st.sampled_from([True, None, False]),
     pod=st.sampled_from(["", "pod-1", "pod-2"]),
+)
+
+
+pods = st.builds(
+    pod,
+    st.sampled_from(["p1", "p2", "p3"]),
+    st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00:0::2", "x"]),
+    phase=st.sampled_from(["Pending", "Running", "Failed"]),
+    namespace=_NAMESPACES,
 )
 
 

@@ -24,11 +24,13 @@ from svcproxy.model import (
     Namespace,
     Node,
     ObjectMeta,
+    Pod,
     Service,
     ServiceCIDR,
     Store,
 )
 from svcproxy.model.node import NodeMeta
+from svcproxy.model.pod import PodAddress, PodStatus
 from svcproxy.model.service import ServiceMeta, ServicePort, ServiceSpec
 from svcproxy.model.service_cidr import ServiceCIDRSpec
 from svcproxy.model.slice import SliceLabels, SliceMeta
@@ -79,6 +81,12 @@ service_cidrs = st.builds(
     spec=st.builds(ServiceCIDRSpec, cidrs=st.none() | st.tuples(names)),
 )
 
+pods = st.builds(
+    Pod,
+    metadata=st.builds(ObjectMeta, name=names, namespace=names),
+    status=st.builds(PodStatus, pod_ips=st.none() | st.tuples(st.builds(PodAddress, ip=names))),
+)
+
 
 def tuples(of: st.SearchStrategy[T]) -> st.SearchStrategy[tuple[T, ...]]:
     return st.lists(of, max_size=4).map(tuple)
@@ -92,6 +100,7 @@ snapshots = st.builds(
     namespaces=tuples(namespaces),
     nodes=tuples(nodes),
     service_cidrs=tuples(service_cidrs),
+    pods=tuples(pods),
     versions=tuples(st.tuples(names, names)),
     servers=tuples(names),
 )

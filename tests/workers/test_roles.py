@@ -38,6 +38,13 @@ ports: [{name: http, port: 9000}]
 endpoints: [{addresses: [127.97.0.1]}]
 """
 
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop}
+status: {phase: Running, podIPs: [{ip: 127.97.0.1}]}
+"""
+
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + TIMEOUT
@@ -112,14 +119,18 @@ class World:
         return bool((self.ask("/readyz", role, instance) or {}).get("ready"))
 
     def resolves(self) -> bool:
+        return self.answer(QNAME) == ["127.96.0.20"]
+
+    def answer(self, qname: str, qtype: str = "A") -> list[str] | None:
+        """The rdata of the answer; None without one."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(1)
             client.connect(("127.0.0.1", self.port))
             try:
-                client.send(dnslib.DNSRecord.question(QNAME).pack())
-                return [str(record.rdata) for record in dnslib.DNSRecord.parse(client.recv(512)).rr] == ["127.96.0.20"]
+                client.send(dnslib.DNSRecord.question(qname, qtype).pack())
+                return [str(record.rdata) for record in dnslib.DNSRecord.parse(client.recv(512)).rr]
             except OSError:
-                return False
+                return None
 
     def roles(self) -> dict[str, Any]:
         return {role["name"]: role for role in (self.ask("/v1/status") or {}).get("roles", ())}
@@ -154,6 +165,23 @@ def test_a_killed_dns_worker_costs_the_agent_nothing(world: World) -> None:
     after = world.roles()
     assert after["agent"]["pid"] == before["agent"]["pid"]
     assert after["dns-0"]["restarts"] == 1
+
+
+def test_names_of_every_kind_go_from_objects_to_the_wire(world: World) -> None:
+    (world.directory / "manifests" / "pod.yaml").write_text(POD)
+    world.tree["dns"] |= {"pods": "verified", "zones": ["one.local", "two.local", "127.0.0.0/8"]}
+    world.write_config()
+    world.start("run")
+    eventually(lambda: world.ready("dns-0"), "the worker is ready")
+    for domain in ("one.local.", "two.local."):
+        service = f"web.shop.svc.{domain}"
+        assert world.answer(service) == ["127.96.0.20"]
+        assert world.answer(f"_http._tcp.{service}", "SRV") == [f"0 100 8080 {service}"]
+        assert world.answer(f"127-97-0-1.{service}") == ["127.97.0.1"]
+        assert world.answer(f"127-97-0-1.shop.pod.{domain}") == ["127.97.0.1"]
+        assert world.answer(f"127-97-0-2.shop.pod.{domain}") == []
+    assert world.answer("20.0.96.127.in-addr.arpa.", "PTR") == ["web.shop.svc.one.local."]
+    assert world.answer("1.0.97.127.in-addr.arpa.", "PTR") == ["127-97-0-1.web.shop.svc.one.local."]
 
 
 def test_a_killed_supervisor_leaves_nobody(world: World) -> None:

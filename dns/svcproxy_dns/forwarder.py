@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets towards upstreams: carries out what the resolver decides. A shell.
+
+Each attempt has a socket of its own, connected to the upstream, so that the kernel draws its port at random and lets in
+nothing that comes from elsewhere.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from svcproxy_dns.elsewhere import Alias, Deliver, Later
+from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, StoreStatistics, UpstreamStatistics
+from svcproxy_dns.forwarding import Ask, Drop
+from svcproxy_dns.framing import MessageReader, frame
+from svcproxy_dns.resolver import LOOP_CHECK_INTERVAL, Flight, Resolver, Steps, Waiting
+from svcproxy_dns.upstreams import Upstream
+from svcproxy_dns.wire import Query
+
+log = logging.getLogger(__name__)
+
+TURN_BATCH = 8
+"""Replies and time-outs dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
+when many come at once."""
+SOCKETS_PER_QUESTION = 2
+"""Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
+DATAGRAM_OCTETS = 4096
+"""Read of one datagram; we allow upstreams less, and what is cut is asked for again over TCP."""
+_READ_OCTETS = 65536
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
+"""Errors that are for want of something here."""
+
+Received = Callable[[bytes], None]
+Broke = Callable[[OSError], None]
+
+
+class _Turn:
+    """What is left to do in this turn of the loop."""
+
+    def __init__(self) -> None:
+        self._left = TURN_BATCH
+
+    def take(self) -> bool:
+        """Whether one more thing may be done now; if not, there will be a next turn."""
+        if self._left == TURN_BATCH:
+            asyncio.get_running_loop().call_soon(self._renew)
+        self._left = max(self._left - 1, -1)
+        return self._left >= 0
+
+    def _renew(self) -> None:
+        self._left = TURN_BATCH
+
+
+class _Channel(Protocol):
+    def close(self) -> None: ...
+
+
+class _UdpChannel:
+    """One question over UDP. Raises OSError if it cannot be sent."""
+
+    def __init__(
+        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
+    ) -> None:
+        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
+        self._socket = _open(ask, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(_destination(ask.upstream))
+            self._socket.send(ask.message)
+            loop.add_reader(self._socket, self._read)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def _read(self) -> None:
+        if not self._turn.take():
+            return  # it stays readable
+        try:
+            message = self._socket.recv(DATAGRAM_OCTETS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._broke(exc)
+            return
+        self._received(message)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+
+class _TcpChannel:
+    """One question over TCP. Raises OSError if there is no connecting."""
+
+    def __init__(
+        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
+    ) -> None:
+        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
+        self._unsent = frame(ask.message)
+        self._reader = MessageReader()
+        self._socket = _open(ask, socket.SOCK_STREAM)
+        try:
+            code = self._socket.connect_ex(_destination(ask.upstream))
+            _require(code in {0, errno.EINPROGRESS}, code)
+            loop.add_writer(self._socket, self._write)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def _write(self) -> None:
+        try:
+            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            _require(not code, code)
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._broke(exc)
+            return
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+            self._loop.add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        if not self._turn.take():
+            return  # it stays readable
+        try:
+            octets = self._socket.recv(_READ_OCTETS)
+            _require(bool(octets), errno.ECONNRESET)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._broke(exc)
+            return
+        self._reader.feed(octets)
+        message = self._reader.next_message()
+        if message is not None:
+            self._received(message)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+
+
+def _require(condition: bool, code: int) -> None:
+    """Raise the OSError of that code unless it holds."""
+    if not condition:
+        raise OSError(code, os.strerror(code))
+
+
+def _destination(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Where an upstream is. Raises OSError if its interface does not exist."""
+    if upstream.zone:
+        return upstream.host, upstream.port, 0, socket.if_nametoindex(upstream.zone)
+    return upstream.host, upstream.port
+
+
+def _open(ask: Ask, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ":" in ask.upstream.host else socket.AF_INET
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+class _Pending:
+    """A query on its way to the resolver. See `Later`."""
+
+    def __init__(self, forwarder: "Forwarder", waiting: Waiting) -> None:
+        self._forwarder = forwarder
+        self._waiting = waiting
+
+    def begin(self, client: str, deliver: Deliver) -> None:
+        self._forwarder.begin(self._waiting, client, deliver)
+
+
+class Forwarder:
+    """Resolves names for the loop that it is used on. See `Elsewhere`."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        reply_times: ReplyTimes,
+        sockets_max: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
+        self.resolver = resolver
+        self._sockets_max = sockets_max
+        self._turn = _Turn()
+        self._sockets = 0
+        self._reply_times = reply_times
+        self._opened: dict[tuple[str, str], int] = {}
+        self._clock = clock
+        self._channels: dict[Flight, dict[int, _Channel]] = {}
+        self._timers: dict[Flight, asyncio.TimerHandle] = {}
+        self._loop_check: asyncio.TimerHandle | None = None
+        self._known_loops: set[str] = set()
+        self._closed = False
+
+    def resolve(self, query: Query, ident: bytes, transport: int, aliases: Sequence[Alias] = ()) -> bytes | Later:
+        """See `Elsewhere`."""
+        found = self.resolver.lookup(query, ident, transport, aliases, self._clock())
+        return found if isinstance(found, bytes) else _Pending(self, found)
+
+    def begin(self, waiting: Waiting, client: str, deliver: Deliver) -> None:
+        """See `Later`."""
+        admitted = self.resolver.admit(waiting, client, deliver, self._clock())
+        if admitted is not None:
+            self._carry_out(*admitted)
+
+    def use(self, default: Sequence[str] | None, stubs: Mapping[str, Sequence[str]]) -> None:
+        """Ask these upstreams from now on, see `Upstreams.replace`, and find out whether one of them loops."""
+        for address in self.resolver.upstreams.replace(default, stubs):
+            log.warning("an upstream is this server itself, it is left out", extra={"upstream": address})
+        known = {each.address for each in self.resolver.upstreams}
+        self._reply_times.forget(known)
+        self._opened = {key: count for key, count in self._opened.items() if key[0] in known}
+        self._check_loops(everybody=True)
+
+    def close(self) -> None:
+        """Give everything up. Whoever waits gets no response."""
+        self._closed = True
+        if self._loop_check is not None:
+            self._loop_check.cancel()
+        for flight in list(self._channels):
+            self._land(flight)
+
+    def statistics(self) -> ForwardStatistics:
+        """What has been counted."""
+        core = self.resolver
+        return ForwardStatistics(
+            responses={key: list(tally) for key, tally in core.responses.items()},
+            upstreams=tuple(
+                UpstreamStatistics(each.address, each.suspect, each.looping, each.unanswered_total)
+                for each in core.upstreams
+            ),
+            reply_times=self._reply_times.histograms,
+            stores=tuple(
+                StoreStatistics(kind, len(store), store.octets, store.hits, store.evictions)
+                for kind, store in core.cache.stores.items()
+            ),
+            hits=core.hits,
+            misses=core.misses,
+            stale=core.stale,
+            rejected=core.rejected,
+            broken=core.broken,
+            ignored=core.ignored,
+            flights=core.flights,
+            waiting=core.waiting,
+            sockets=dict(self._opened),
+        )
+
+    # --- loops
+
+    def _check_loops(self, *, everybody: bool = False) -> None:
+        if self._closed:
+            return
+        for flight, steps in self.resolver.check_loops(self._clock(), everybody=everybody):
+            self._carry_out(flight, steps)
+        looping = {each.address for each in self.resolver.upstreams if each.looping}
+        for address in looping - self._known_loops:
+            log.warning("an upstream sends questions back to this server, it is not asked", extra={"upstream": address})
+        for address in self._known_loops - looping:
+            log.info("an upstream loops no longer", extra={"upstream": address})
+        self._known_loops = looping
+        if self._loop_check is not None:
+            self._loop_check.cancel()
+        loop = asyncio.get_running_loop()
+        self._loop_check = loop.call_later(LOOP_CHECK_INTERVAL, self._check_loops)
+
+    # --- flights
+
+    def _carry_out(self, flight: Flight, steps: Steps) -> None:
+        channels = self._channels.setdefault(flight, {})
+        pending = deque(steps)
+        while pending:
+            step = pending.popleft()
+            if isinstance(step, Drop):
+                channel = channels.pop(step.attempt, None)
+                if channel is not None:
+                    self._close(channel)
+                continue
+            try:
+                channels[step.attempt] = self._channel(flight, step)
+            except OSError as exc:
+                pending += self.resolver.failed(flight, step.attempt, self._clock(), ours=exc.errno in _OURS)
+        if flight.over:
+            self._land(flight)
+        else:
+            self._wake_later(flight)
+
+    def _channel(self, flight: Flight, ask: Ask) -> _Channel:
+        def received(message: bytes) -> None:
+            self._carry_out(flight, self.resolver.received(flight, ask.attempt, message, self._clock()))
+
+        def broke(exc: OSError) -> None:
+            ours = exc.errno in _OURS
+            self._carry_out(flight, self.resolver.failed(flight, ask.attempt, self._clock(), ours=ours))
+
+        _require(self._sockets < self._sockets_max, errno.EMFILE)
+        loop = asyncio.get_running_loop()
+        opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
+        self._opened[opened] = self._opened.get(opened, 0) + 1
+        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, self._turn, received, broke)
+        self._sockets += 1
+        return channel
+
+    def _close(self, channel: _Channel) -> None:
+        self._sockets -= 1
+        channel.close()
+
+    def _wake_later(self, flight: Flight) -> None:
+        timer = self._timers.pop(flight, None)
+        if timer is not None:
+            timer.cancel()
+        delay = max(flight.wake_at - self._clock(), 0.0) + 0.001  # timers are of whole milliseconds
+        self._timers[flight] = asyncio.get_running_loop().call_later(delay, self._wake, flight)
+
+    def _wake(self, flight: Flight) -> None:
+        if not self._turn.take():
+            self._timers[flight] = asyncio.get_running_loop().call_later(0, self._wake, flight)
+            return
+        self._carry_out(flight, self.resolver.woken(flight, self._clock()))
+
+    def _land(self, flight: Flight) -> None:
+        timer = self._timers.pop(flight, None)
+        if timer is not None:
+            timer.cancel()
+        for channel in self._channels.pop(flight, {}).values():
+            self._close(channel)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a question and the name that it is about to a response that can be rendered. Pure.
+
+Rdata names canonical labels and the zone as the question spells it. Target and owner names are compressed only where
+every reader expects it: not in SRV (RFC 2782).
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from svcproxy_dns.addresses import pack_ip
+from svcproxy_dns.domains import Domain
+from svcproxy_dns.rendered import Answer, Rotating, StartOfAuthority, WithSoa
+from svcproxy_dns.rrset import AddressSet
+from svcproxy_dns.sections import settled
+from svcproxy_dns.service import ServiceNames
+from svcproxy_dns.wire import (
+    AA,
+    CLASS_IN,
+    HEADER_OCTETS,
+    NAME_MAX_OCTETS,
+    QUESTION_POINTER,
+    TYPE_CLASS_OCTETS,
+    Query,
+    Rcode,
+    RRType,
+    encode_labels,
+    encode_pointer,
+    encode_record,
+    front,
+)
+from svcproxy_dns.zone import Name, Zone
+
+DNS_VERSION_TTL = 28800
+"""Seconds; CoreDNS' value."""
+_SRV_HEAD = struct.Struct(">2HI4H")
+"""Type, class, TTL, length, priority, weight, port."""
+_A, _NS, _SOA, _PTR, _TXT, _AAAA, _SRV = map(
+    int, (RRType.A, RRType.NS, RRType.SOA, RRType.PTR, RRType.TXT, RRType.AAAA, RRType.SRV)
+)
+_NOERROR = int(Rcode.NOERROR)
+
+
+class Responses:
+    """Makes responses about names that exist and are no alias."""
+
+    def __init__(self, zone: Zone, soa: StartOfAuthority, primary: Domain) -> None:
+        self._zone = zone
+        self._soa = soa
+        self._primary = primary
+
+    def about(self, query: Query, domain: Domain, name: Name) -> bytes | Answer:
+        """What the name holds of the type asked; octets after the ID, without OPT, if every transport carries them."""
+        qtype = query.qtype
+        if qtype == _SRV and name.service is not None:
+            return self._services(query, domain, name, name.service) or self.negative(query, domain)
+        if addresses := addresses_of(name, qtype):
+            return _addresses(query, addresses)
+        if qtype == _PTR and name.pointers:
+            return self._pointers(query, name.pointers)
+        if name.apex and qtype == _SOA:
+            return WithSoa(query.response_flags(_NOERROR, AA), query.question, self._soa, _place(query, domain), 1)
+        if name.apex and qtype == _NS:
+            return self._name_servers(query, domain)
+        if qtype == _TXT and name.text is not None:
+            text = encode_labels((name.text,))
+            return _answer(query, [encode_record(QUESTION_POINTER, _TXT, DNS_VERSION_TTL, text)])
+        return self.negative(query, domain)
+
+    def negative(self, query: Query, domain: Domain, rcode: int = _NOERROR) -> WithSoa:
+        """No such data, or with another code no such name, or not known yet."""
+        return WithSoa(query.response_flags(rcode, AA), query.question, self._soa, _place(query, domain), 0)
+
+    def soa(self, query: Query, domain: Domain) -> bytes:
+        """The zone's SOA record in a response to this query."""
+        return self._soa.record(*_place(query, domain))
+
+    def _services(self, query: Query, domain: Domain, name: Name, service: ServiceNames) -> bytes | Answer | None:
+        """SRV of a Service, a port or an endpoint; None if it has no ports."""
+        ttl = self._zone.ttl
+        own = encode_labels(service.labels)
+        spelled = own + query.question[-TYPE_CLASS_OCTETS - len(domain.wire) : -TYPE_CLASS_OCTETS]
+        end = HEADER_OCTETS + len(query.question) - TYPE_CLASS_OCTETS
+        owner = encode_pointer(end - len(spelled)) if query.lower else own + encode_pointer(end - len(domain.wire))
+        if name.endpoints is None and not service.follows_endpoints:
+            weight, ports = service.own_ports(name.port)
+            answers = [_srv(ttl, weight, port, spelled) for port in ports]
+            ipv4, ipv6 = self._zone.service_addresses(service)
+            additionals = ipv4.owned_by(owner)
+            if ipv6:
+                additionals += ipv6.owned_by(owner)
+        else:
+            targets = service.targets(name.port, name.endpoints)
+            room = NAME_MAX_OCTETS - len(spelled)
+            answers = [
+                _srv(ttl, targets.weight, port, encode_labels((label,)) + spelled)
+                for port, label in targets.ports
+                if len(label) < room
+            ]
+            additionals = [
+                _address(encode_labels((label,)) + owner, ip, ttl)
+                for label, ip in targets.addresses
+                if len(label) < room
+            ]
+        return _answer(query, answers, additionals) if answers else None
+
+    def _pointers(self, query: Query, pointers: Iterable[tuple[str, ...]]) -> bytes | Answer:
+        targets = [encode_labels(labels) + self._primary.wire for labels in pointers]
+        return _answer(
+            query,
+            [
+                encode_record(QUESTION_POINTER, _PTR, self._zone.ttl, target)
+                for target in targets
+                if len(target) <= NAME_MAX_OCTETS
+            ],
+        )
+
+    def _name_servers(self, query: Query, domain: Domain) -> bytes | Answer:
+        end = self._primary.wire if domain.reverse else QUESTION_POINTER
+        ttl = self._zone.ttl
+        servers = [(encode_labels(labels) + end, ips) for labels, ips in self._zone.name_servers()]
+        answers = [encode_record(QUESTION_POINTER, _NS, ttl, name) for name, _ in servers]
+        return _answer(query, answers, [_address(name, ip, ttl) for name, ips in servers for ip in ips])
+
+
+def addresses_of(name: Name, qtype: int) -> AddressSet | None:
+    """The addresses that the name holds of a type."""
+    if qtype == _A:
+        return name.ipv4
+    return name.ipv6 if qtype == _AAAA else None
+
+
+def _addresses(query: Query, addresses: AddressSet) -> bytes | Answer:
+    flags = query.response_flags(_NOERROR, AA)
+    if len(addresses) == 1:
+        return front(flags, query.question, 1, 0, 0) + addresses.take(1)
+    return Rotating(flags, query.question, addresses)
+
+
+def _answer(query: Query, answers: Sequence[bytes], additionals: Sequence[bytes] = ()) -> bytes | Answer:
+    return settled(query.response_flags(_NOERROR, AA), query.question, answers, additionals)
+
+
+def _srv(ttl: int, weight: int, port: int, target: bytes) -> bytes:
+    return QUESTION_POINTER + _SRV_HEAD.pack(_SRV, CLASS_IN, ttl, len(target) + 6, 0, weight, port) + target
+
+
+def _address(owner: bytes, ip: str, ttl: int) -> bytes:
+    return encode_record(owner, _AAAA if ":" in ip else _A, ttl, pack_ip(ip))
+
+
+def _place(query: Query, domain: Domain) -> tuple[int, bool]:
+    """Where the zone's name stands in a message with this question, and whether it is a zone of addresses."""
+    return HEADER_OCTETS + len(query.question) - TYPE_CLASS_OCTETS - len(domain.wire), domain.reverse
