@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of a real API server: which of them are followed, and only if they are wanted."""
 
+import asyncio
 from typing import Any
 
 from svcproxy.config import KubeConfig
@@ -12,6 +13,8 @@ from svcproxy.testing.control_plane import ControlPlane
 from tests.kube.world import Recorder, following
 from tests.names.test_builder import store_of
 
+TLS_CLOSES = 0.25
+"""Seconds that aiohttp's connections over TLS take to be gone after their session (its "Graceful Shutdown")."""
 NAMESPACE = "pods"
 PATH = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
@@ -56,3 +59,4 @@ async def test_pods_that_run_are_followed_if_wanted(shared_plane: ControlPlane) 
     async with following(source) as sink:
         await sink.until(lambda: Service in sink.synced_kinds)
         assert "Pod" not in {status.kind for status in source.status()}
+    await asyncio.sleep(TLS_CLOSES)
