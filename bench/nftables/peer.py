@@ -47,6 +47,8 @@ NODE = "bench"
 HUB = "10.1.1.1"
 """Where the API server listens."""
 VIP = "10.97.254.254"
+POD_CIDR = "10.128.0.0/24"
+"""Of the node: of all backends, those here may be the client itself."""
 NEW_PODS = 200
 """Second octet of the addresses of changed endpoints."""
 IDLE_SECONDS = 10.0
@@ -206,7 +208,8 @@ def main() -> None:
         hub.connect(peer_node, "peer", 2)
         stack.enter_context(hub.entered())
         plane = stack.enter_context(ControlPlane(host=HUB))
-        plane.call("POST", "/api/v1/nodes", {"metadata": {"name": NODE}})
+        spec = {"podCIDR": POD_CIDR, "podCIDRs": [POD_CIDR]}
+        plane.call("POST", "/api/v1/nodes", {"metadata": {"name": NODE}, "spec": spec})
         plane.request(
             "PATCH",
             f"/api/v1/nodes/{NODE}/status",
