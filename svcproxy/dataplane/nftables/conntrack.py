@@ -9,7 +9,6 @@ import errno
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
 
 from svcproxy.dataplane.nftables import ctnetlink
 from svcproxy.dataplane.nftables.ctnetlink import (
@@ -23,7 +22,7 @@ from svcproxy.dataplane.nftables.ctnetlink import (
     refusal,
 )
 from svcproxy.dataplane.nftables.listing import Listing
-from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, datagrams, drain, open_socket
+from svcproxy.dataplane.nftables.netfilter import NetfilterSocket, datagrams, drain
 from svcproxy.errors import ConntrackError, DecodeError
 
 BUFFER_OCTETS = 1 << 20
@@ -66,7 +65,7 @@ class Statistics:
         return sum(cpu.early_drop for cpu in self.cpus)
 
 
-class Conntrack:
+class Conntrack(NetfilterSocket):
     """Flows and statistics of the network namespace in which it was made. Needs CAP_NET_ADMIN.
 
     Every call raises `ConntrackError` when the kernel refuses or its answer is lost; the next call starts afresh.
@@ -74,23 +73,8 @@ class Conntrack:
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._sock = open_socket(BUFFER_OCTETS, BUFFER_OCTETS)
-        self._buffer = bytearray(DATAGRAM_OCTETS)
+        super().__init__(BUFFER_OCTETS, BUFFER_OCTETS)
         self._sequence = 0
-
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        return self._sock.fileno()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
 
     def listing(self, wanted: Filter, picked: Set[Translation] = frozenset(), room: int = 0) -> Listing:
         """The translations of the flows that the filter admits, and the flows whose translation is `picked`."""

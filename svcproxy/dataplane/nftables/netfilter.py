@@ -8,6 +8,7 @@ written as it is read. Nothing here waits for a time-out.
 import errno
 import socket
 from collections.abc import Iterator
+from typing import Self
 
 DATAGRAM_OCTETS = 1 << 17
 """The kernel fills 32 KiB at most with a list, and no message of netfilter is longer than 64 KiB and its head."""
@@ -37,6 +38,34 @@ def open_socket(send_octets: int, receive_octets: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+class NetfilterSocket:
+    """What every kind of socket here has: a descriptor, a buffer to read into, an end."""
+
+    def __init__(self, send_octets: int, receive_octets: int) -> None:
+        """As `open_socket`. Raises OSError."""
+        self._sock = open_socket(send_octets, receive_octets)
+        self._buffer = bytearray(DATAGRAM_OCTETS)
+
+    def fileno(self) -> int:
+        """The socket's descriptor; readable when there is something to read."""
+        return self._sock.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._sock.fileno() < 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
 
 
 def datagrams(sock: socket.socket, buffer: bytearray) -> Iterator[bytes]:

@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 from svcproxy.dataplane.nftables import messages
 from svcproxy.dataplane.nftables.answers import (
@@ -29,7 +28,7 @@ from svcproxy.dataplane.nftables.answers import (
     parse,
 )
 from svcproxy.dataplane.nftables.messages import Element, Kind, Request, Table
-from svcproxy.dataplane.nftables.netfilter import DATAGRAM_OCTETS, SOL_NETLINK, datagrams, drain, open_socket
+from svcproxy.dataplane.nftables.netfilter import SOL_NETLINK, NetfilterSocket, datagrams, drain
 from svcproxy.dataplane.nftables.netlink import ErrorReport, is_acknowledgement
 from svcproxy.errors import DataplaneLost, DecodeError
 from svcproxy.model.meta import Family
@@ -85,43 +84,23 @@ class Loaded:
     """Why not all of them are. Indices count in all the requests."""
 
 
-class Kernel:
+class Kernel(NetfilterSocket):
     """Changes nf_tables and lists what is there, over one socket in the network namespace of the caller.
 
     Every call raises `DataplaneLost` when the kernel's answer is lost or cannot be understood: what was asked for may
-    be in force or not.
+    be in force or not. Closed, its tables lose their owner; without PERSIST they go.
     """
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
-        self._buffer = bytearray(DATAGRAM_OCTETS)
+        super().__init__(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         self._sequence = 0
-
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        return self._sock.fileno()
 
     @property
     def port(self) -> int:
         """By which the kernel names this socket: as a table's owner, as the cause of a change."""
         port: int = self._sock.getsockname()[0]
         return port
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the socket is closed."""
-        return self._sock.fileno() < 0
-
-    def close(self) -> None:
-        """Close the socket. Tables it owns lose their owner; without PERSIST they go."""
-        self._sock.close()
 
     def commit(self, requests: Sequence[Request]) -> Committed | Rejected:
         """Put all of the requests in force, or none.
@@ -303,7 +282,7 @@ class Kernel:
             raise
 
 
-class Watch:
+class Watch(NetfilterSocket):
     """Hears of changes to nf_tables in the network namespace in which it was made, whoever makes them.
 
     Except for one socket's: the kernel drops those before they take up room, so that one's own thousands of changes a
@@ -312,27 +291,12 @@ class Watch:
 
     def __init__(self, own_port: int) -> None:
         """Open it, for all but the socket of that port (`Kernel.port`). Raises OSError."""
-        self._sock = open_socket(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
-        self._buffer = bytearray(DATAGRAM_OCTETS)
+        super().__init__(SEND_BUFFER_OCTETS, RECEIVE_BUFFER_OCTETS)
         try:
             _drop_messages_of(self._sock, own_port)
         except BaseException:
-            self._sock.close()
+            self.close()
             raise
-
-    def fileno(self) -> int:
-        """The socket's descriptor; readable when there are changes."""
-        return self._sock.fileno()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
 
     def listen(self, attention: bool = True) -> None:
         """Hear of what changes from now on, or of nothing more; it does not at first."""
