@@ -30,7 +30,7 @@ from svcproxy.admin.server import AdminServer
 from svcproxy.admin.state import AgentState, Subscriber
 from svcproxy.agent.modes import ask_kernel, choose_mode
 from svcproxy.agent.nftables_plane import open_nftables
-from svcproxy.agent.node import node_view
+from svcproxy.agent.node import frontend_options, node_view
 from svcproxy.agent.observer import AgentObserver, now
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane, open_plane
@@ -49,7 +49,6 @@ from svcproxy.feed.server import FeedServer
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.decision import SourceKind, source_kind
 from svcproxy.frontends.node import NodeView
-from svcproxy.frontends.options import FrontendOptions
 from svcproxy.frontends.serving import serving
 from svcproxy.kube.source import Source
 from svcproxy.model import Changes, NamespacedName, Node, Store, Touched
@@ -93,11 +92,7 @@ class Agent:
         self._snapshot: StateSnapshot | None = None
 
         self._store = Store()
-        options = FrontendOptions(
-            node_port_addresses=config.dataplane.node_port_addresses,
-            external_ips=config.dataplane.external_ips,
-            external_ip_cidrs=config.dataplane.external_ip_cidrs,
-        )
+        options = frontend_options(config.dataplane)
         for warning in options.warnings:
             log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This node as load balancing sees it, from its Node object and the kernel's addresses. Pure."""
+"""This node as load balancing sees it, from its Node object, the kernel's addresses and the configuration. Pure."""
 
 from collections.abc import Iterable
 
+from svcproxy.config import DataplaneConfig
 from svcproxy.frontends.addresses import canonical
 from svcproxy.frontends.node import NodeView
+from svcproxy.frontends.options import FrontendOptions
 from svcproxy.model import Node
 from svcproxy.model.meta import Family, family_of
 
@@ -30,3 +32,12 @@ def primary_addresses(node: Node | None) -> tuple[str, ...]:
             if kind == wanted and ip is not None:
                 chosen.setdefault(family_of(ip), ip)
     return tuple(chosen[family] for family in sorted(chosen))
+
+
+def frontend_options(config: DataplaneConfig) -> FrontendOptions:
+    """What of the configuration frontends depend on."""
+    return FrontendOptions(
+        node_port_addresses=config.node_port_addresses,
+        external_ips=config.external_ips,
+        external_ip_cidrs=config.external_ip_cidrs,
+    )

@@ -7,15 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from svcproxy.agent.node import node_view, primary_addresses
-from svcproxy.agent.surroundings import derive
+from svcproxy.agent.node import frontend_options, node_view, primary_addresses
+from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.client.connection import StatusClient, find_instance
 from svcproxy.config import Config
 from svcproxy.dataplane.nftables.script import script
 from svcproxy.errors import ConfigError, Problem
 from svcproxy.frontends.builder import FrontendBuilder
 from svcproxy.frontends.node import NodeView
-from svcproxy.frontends.options import FrontendOptions
 from svcproxy.kube.manifest_reader import ManifestReader, Update
 from svcproxy.kube.manifests import scan
 from svcproxy.model import NamespacedName, Node, Store
@@ -44,11 +43,7 @@ def from_manifests(config: Config) -> str:
 
     Raises `ConfigError` if no manifests are configured, or if their path cannot be read.
     """
-    options = FrontendOptions(
-        node_port_addresses=config.dataplane.node_port_addresses,
-        external_ips=config.dataplane.external_ips,
-        external_ip_cidrs=config.dataplane.external_ip_cidrs,
-    )
+    options = frontend_options(config.dataplane)
     found = _read(config)
     store = Store()
     builder = FrontendBuilder(store, NodeView(config.node_name), options)
@@ -56,7 +51,7 @@ def from_manifests(config: Config) -> str:
         builder.update(store.apply(changes))
     node = store.nodes.get(NamespacedName("", config.node_name))
     builder.node_changed(node_view(config.node_name, node, _addresses(node)))
-    derived = derive(config.dataplane, node, store.service_cidrs.values())
+    derived = SurroundingsBuilder(config.dataplane, config.node_name, store).derived
     left_out = (f"left out: {each.kind or 'object'} {each.name}: {each.reason}" for each in found.invalid)
     sys.stderr.writelines(f"svcproxy: {message}\n" for message in (*options.warnings, *left_out, *derived.warnings))
     return script(builder.table, derived.surroundings, derived.hairpin_cidrs)

@@ -262,6 +262,22 @@ def test_render_without_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[s
     check("render-manifests.nft", captured.out)
 
 
+def test_render_is_not_silent_about_what_another_proxy_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, manifests = tmp_path / "config.yaml", tmp_path / "services.yaml"
+    config.write_text("dataplane: {service_cidrs: [10.96.0.0/31]}")
+    manifests.write_text(
+        "{apiVersion: v1, kind: Service, metadata: {name: theirs, namespace: shop, labels:"
+        " {service.kubernetes.io/service-proxy-name: x}}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}"
+    )
+    assert main(["render", "--config", str(config), "--manifests", str(manifests), "--node-name", "n3"]) == 0
+    silent = capsys.readouterr().out.partition("set svccidr {")[2].partition("}")[0]
+    assert "10.96.0.0" in silent
+    assert "10.96.0.1" not in silent
+    assert "10.96.0.0/31" not in silent
+
+
 def test_render_with_a_configuration_needs_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.touch()
