@@ -143,7 +143,6 @@ class Agent:
             pipeline=self._pipeline,
             admin=self._admin,
             checks=self._checks,
-            ground=self._ground,
             open_plane=self._open_plane,
             group=group,
             plane_chosen=self._plane_chosen,
@@ -251,11 +250,9 @@ class Agent:
         return source_kind(ip, self._state.node or NodeView(self._life.config.node_name), self._pod_cidrs())
 
     def _ground(self) -> Ground:
-        derived, probes = self._surroundings.derived, self._probes
-        if probes is None:
-            return Ground(surroundings=derived.surroundings, hairpin_cidrs=derived.hairpin_cidrs)
-        families = tuple(sorted(probes.families))
-        return Ground(families, probes.flags, derived.surroundings, derived.hairpin_cidrs)
+        assert self._probes is not None, "whoever chose nftables has asked the kernel"
+        derived, families = self._surroundings.derived, tuple(sorted(self._probes.families))
+        return Ground(families, self._probes.flags, derived.surroundings, derived.hairpin_cidrs)
 
     async def _open_plane(self, inherited: Mapping[str, socket]) -> Plane:
         config = self._life.config
@@ -269,15 +266,19 @@ class Agent:
 
     def _derived(self, touched: Touched) -> None:
         self._writer.changed()
-        if self._surroundings.update(touched):
-            for warning in self._surroundings.derived.warnings:
-                log.warning("check node and cluster", extra={"cause": warning})
         if self._tenant is not None:
             self._tenant.touched(touched)
+        if not self._surroundings.update(touched):
+            return
+        derived = self._surroundings.derived
+        for warning in derived.warnings:
+            log.warning("check node and cluster", extra={"cause": warning})
+        if self._tenant is not None:
+            self._tenant.surrounded(derived)
 
     def _ruleset(self) -> Callable[[], str]:
-        ground = self._ground()
-        return partial(script, self._frontends.table.copy(), ground.surroundings, ground.hairpin_cidrs)
+        derived = self._surroundings.derived
+        return partial(script, self._frontends.table.copy(), derived.surroundings, derived.hairpin_cidrs)
 
     def _dataplane_healthy(self) -> bool:
         return self._state.dataplane_health.all_healthy(time.monotonic())

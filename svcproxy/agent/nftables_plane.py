@@ -15,6 +15,7 @@ from socket import socket
 from svcproxy import api
 from svcproxy.admin.state import AgentState, ConntrackState
 from svcproxy.agent.kernel_view import kernel_view
+from svcproxy.agent.surroundings import Derived
 from svcproxy.config import Config
 from svcproxy.dataplane.contract import Outcome
 from svcproxy.dataplane.nftables.cleaner import FlowCleaner
@@ -43,45 +44,38 @@ LOOK_INTERVAL = 2.0
 class NftablesPlane:
     """See `svcproxy.agent.planes.Plane`."""
 
-    def __init__(self, dataplane: NftablesDataplane, cleaner: FlowCleaner | None, config: Config) -> None:
+    def __init__(
+        self, dataplane: NftablesDataplane, cleaner: FlowCleaner | None, config: Config, state: AgentState
+    ) -> None:
         self._inner = dataplane
         self._cleaner = cleaner
         self._config = config
-        self._state: AgentState | None = None
+        self._state = state
         self._statistics: Conntrack | None = None
         self._asking = asyncio.Lock()
         self.dataplane = dataplane if cleaner is None else _Noting(dataplane, cleaner)
 
     def show(self, state: AgentState) -> None:
         """What the kernel counts, and what programming it took."""
-        self._state = state
         state.connections = self._inner.connections
         state.compromised = lambda: self._inner.compromised
         state.programming = self._programming
         state.inspect = self._inspect
         state.conntrack = self._conntrack
 
-    async def settle(self) -> None:
-        """Everything is in force: set what has to be set, and remove what a kube-proxy left."""
-        values = sysctls.wanted(self._config.dataplane.conntrack, os.cpu_count() or 1)
-        record = Path(self._config.state_dir) / sysctls.FILE_NAME
-        settings = await asyncio.to_thread(sysctls.apply, values, record)
-        if self._state is not None:
-            self._state.settings = tuple(
-                api.Setting(each.name, each.wanted, each.before, each.after, each.error) for each in settings
-            )
-        if not self._config.dataplane.beside_others:
-            await asyncio.to_thread(_remove_leftovers)
-
-    def touched(self, touched: Touched, ground: Ground) -> None:
-        """Flows may have lost their endpoint; node and cluster may be others."""
+    def touched(self, touched: Touched) -> None:
+        """Flows may have lost their endpoint."""
         if self._cleaner is not None:
             self._cleaner.note_stopped(stopped_serving(touched))
-        self._inner.set_ground(ground.surroundings, ground.hairpin_cidrs)
+
+    def surrounded(self, derived: Derived) -> None:
+        """Have other rules."""
+        self._inner.set_ground(derived.surroundings, derived.hairpin_cidrs)
 
     async def run(self, damaged: Callable[[str], None]) -> None:
-        """Clean up after changes, and hear of those by others."""
+        """Settle in, clean up after changes, and hear of those by others."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._settle(), name="nftables settling in")
             group.create_task(self._inner.run(), name="nftables")
             group.create_task(self._watch(damaged), name="nftables watch")
             if self._cleaner is not None:
@@ -110,6 +104,17 @@ class NftablesPlane:
             if self._statistics is not None:
                 self._statistics.close()
                 self._statistics = None
+
+    async def _settle(self) -> None:
+        """Set what has to be set, and remove what a kube-proxy left."""
+        values = sysctls.wanted(self._config.dataplane.conntrack, os.cpu_count() or 1)
+        record = Path(self._config.state_dir) / sysctls.FILE_NAME
+        settings = await asyncio.to_thread(sysctls.apply, values, record)
+        self._state.settings = tuple(
+            api.Setting(each.name, each.wanted, each.before, each.after, each.error) for each in settings
+        )
+        if not self._config.dataplane.beside_others:
+            await asyncio.to_thread(_remove_leftovers)
 
     # --- what there is to see
 
@@ -207,7 +212,7 @@ async def open_nftables(
         cleaner = FlowCleaner(Conntrack(), serving)
     except OSError as exc:
         log.warning("stale flows are not removed: no connection tracking over netlink", extra={"cause": exc.strerror})
-    return NftablesPlane(dataplane, cleaner, config)
+    return NftablesPlane(dataplane, cleaner, config, state)
 
 
 async def _alone(config: Config, state: AgentState) -> None:

@@ -6,9 +6,9 @@ from socket import socket
 from typing import Protocol
 
 from svcproxy.admin.state import AgentState
+from svcproxy.agent.surroundings import Derived
 from svcproxy.config import Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
-from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.dataplane.none import NoDataplane
 from svcproxy.dataplane.userspace.plane import UserspaceDataplane
 from svcproxy.frontends.decision import SourceKind
@@ -31,16 +31,19 @@ class Plane(Protocol):
         """Tell the state what there is to see."""
         ...
 
-    async def settle(self) -> None:
-        """Everything known is in force for the first time in this turn."""
+    def touched(self, touched: Touched) -> None:
+        """What is known has changed."""
         ...
 
-    def touched(self, touched: Touched, ground: Ground) -> None:
-        """What is known has changed, and perhaps what a data plane in the kernel stands on."""
+    def surrounded(self, derived: Derived) -> None:
+        """Node and cluster are others, as far as rules in a kernel have to know of them."""
         ...
 
     async def run(self, damaged: Callable[[str], None]) -> None:
-        """What goes on besides programming, until cancelled; `damaged` is told when a resync is needed, and why."""
+        """What goes on besides programming once everything is in force, until cancelled.
+
+        `damaged` is told when a resync is needed, and why.
+        """
         ...
 
     def lend(self) -> Mapping[str, socket]:
@@ -73,11 +76,11 @@ class NoPlane:
     def show(self, state: AgentState) -> None:
         """Nothing is counted."""
 
-    async def settle(self) -> None:
-        """Nothing is left to do."""
-
-    def touched(self, touched: Touched, ground: Ground) -> None:
+    def touched(self, touched: Touched) -> None:
         """Frontends tell all."""
+
+    def surrounded(self, derived: Derived) -> None:
+        """It has no rules."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Nothing goes on."""
@@ -112,11 +115,11 @@ class UserspacePlane:
     async def _connections(self) -> Mapping[FrontendKey, int]:
         return {key: counters.flows for key, counters in self.dataplane.counters.items()}
 
-    async def settle(self) -> None:
-        """Nothing is left to do."""
-
-    def touched(self, touched: Touched, ground: Ground) -> None:
+    def touched(self, touched: Touched) -> None:
         """Frontends tell all."""
+
+    def surrounded(self, derived: Derived) -> None:
+        """It has no rules."""
 
     async def run(self, damaged: Callable[[str], None]) -> None:
         """Its tasks are its own, and nobody else can change it."""

@@ -11,8 +11,8 @@ from svcproxy.admin.health_checks import HealthChecks
 from svcproxy.admin.server import AdminServer
 from svcproxy.agent.pipeline import Pipeline
 from svcproxy.agent.planes import Plane
+from svcproxy.agent.surroundings import Derived
 from svcproxy.config import Config
-from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.model import Touched
 
 
@@ -24,7 +24,6 @@ class Parts:
     pipeline: Pipeline
     admin: AdminServer
     checks: HealthChecks
-    ground: Callable[[], Ground]
     open_plane: Callable[[Mapping[str, socket]], Awaitable[Plane]]
     """Of the predecessor's sockets, which it takes over."""
     group: asyncio.TaskGroup
@@ -55,7 +54,6 @@ class AgentTenant:
         self._plane = plane = await parts.open_plane(inherited)
         parts.plane_chosen(plane)
         await parts.pipeline.program_all(plane.dataplane)
-        await plane.settle()
         parts.checks.replace(parts.pipeline.frontends.table)
         self._spawn(
             parts.pipeline.program(plane.dataplane, lambda: parts.config().dataplane.resync_interval),
@@ -68,7 +66,12 @@ class AgentTenant:
     def touched(self, touched: Touched) -> None:
         """What is known has changed."""
         if self._plane is not None:
-            self._plane.touched(touched, self._parts.ground())
+            self._plane.touched(touched)
+
+    def surrounded(self, derived: Derived) -> None:
+        """Node and cluster are others."""
+        if self._plane is not None:
+            self._plane.surrounded(derived)
 
     def sockets(self) -> Mapping[str, socket]:
         """What the successor's data plane goes on with."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self, TypeVar
 
@@ -222,7 +222,7 @@ class NftablesDataplane:
 
     def set_ground(self, surroundings: Surroundings, hairpin_cidrs: tuple[str, ...]) -> bool:
         """Have other rules from the next `resync` on, which reads and compares everything; False if nothing changes."""
-        ground = Ground(self._ground.families, self._ground.table_flags, surroundings, hairpin_cidrs)
+        ground = replace(self._ground, surroundings=surroundings, hairpin_cidrs=hairpin_cidrs)
         if ground != self._ground:
             self._ground = ground
             self._doubt("node or cluster are not what the rules say")
@@ -310,23 +310,22 @@ class NftablesDataplane:
 
     async def _due(self) -> Sequence[Operation]:
         """What is surplus, when its time has come. Holds the lock."""
-        if not self._shrink:
-            return ()
-        if (early := self._shrink_at - time.monotonic()) > 0:
-            await asyncio.sleep(early)
+        await self._ripe()
         surplus, self._shrink = self._shrink, ()
         return () if self._doubts else surplus
 
     async def _finish(self) -> None:
         """Take surplus slots away, when their time has come. Holds the lock."""
-        if not self._shrink:
-            return
-        if (early := self._shrink_at - time.monotonic()) > 0:
-            await asyncio.sleep(early)
+        await self._ripe()
         if self._doubts:
             self._shrink = ()
-        else:
+        elif self._shrink:
             await self._carry_out(len(self._shrink), self._conclude)
+
+    async def _ripe(self) -> None:
+        """Return when what is surplus may go."""
+        if self._shrink and (early := self._shrink_at - time.monotonic()) > 0:
+            await asyncio.sleep(early)
 
     async def _finish_in_time(self) -> None:
         while True:
