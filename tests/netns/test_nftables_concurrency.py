@@ -3,7 +3,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -30,12 +30,6 @@ MANY = [frontend(number) for number in range(INLINE_CHANGES)]
 """With their backends too many to be changed without the thread."""
 ONE = MANY[0]
 NAMES = HOSTS[Family.IPV4]
-
-
-@pytest.fixture
-def routed() -> Iterator[Routed]:
-    with Routed() as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -44,12 +44,6 @@ def world() -> FrontendTable:
     table = table_of(*PLAIN.values(), *RANGED.values(), *STICKY.values())
     table.node_port_addresses = frozenset(("192.0.2.1", "2001:db8::1"))
     return table
-
-
-@pytest.fixture
-def routed() -> Iterator[Routed]:
-    with Routed() as made:
-        yield made
 
 
 @pytest.fixture

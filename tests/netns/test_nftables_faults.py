@@ -42,12 +42,6 @@ LEFT = NAMES[1:]
 
 
 @pytest.fixture
-def routed() -> Iterator[Routed]:
-    with Routed() as made:
-        yield made
-
-
-@pytest.fixture
 async def refusing(routed: Routed) -> AsyncIterator[tuple[NftablesDataplane, Refusing]]:
     """A plane without frontends, and its kernel."""
     with routed.node.entered():

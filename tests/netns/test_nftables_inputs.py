@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables at the edges of what there can be: many, none, the first and the last, and both of two. Case T52."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import msgspec
@@ -33,12 +33,6 @@ pytestmark = pytest.mark.netns
 ONE = frontend(1)
 NAMES = HOSTS[Family.IPV4]
 FAMILIES = pytest.mark.parametrize("family", [pytest.param(each, id=each.label) for each in Family])
-
-
-@pytest.fixture
-def routed() -> Iterator[Routed]:
-    with Routed() as made:
-        yield made
 
 
 @pytest.fixture

@@ -30,12 +30,6 @@ ONE = SOME[0]
 NAMES = HOSTS[Family.IPV4]
 
 
-@pytest.fixture
-def routed() -> Iterator[Routed]:
-    with Routed() as made:
-        yield made
-
-
 @asynccontextmanager
 async def connecting(routed: Routed) -> AsyncIterator[list[str]]:
     """Flows one after the other, all through the block, by four clients. Gives what they met."""
