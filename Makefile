@@ -38,8 +38,8 @@ compiled: $(STAMP) system  ## The hot modules' tests against the mypyc build
 e2e: $(STAMP) system binaries  ## Tests against a real etcd and kube-apiserver
 	tools/run-e2e $(VENV)
 
-binaries:  ## Build etcd, kube-apiserver, kubectl and kube-proxy into the cache, if they are not there
-	$(PYTHON) svcproxy/testing/binaries.py etcd kube-apiserver kubectl kube-proxy
+binaries:  ## Build what the tests run beside (CoreDNS, etcd, Kubernetes' programs) into the cache, if it is not there
+	$(PYTHON) svcproxy/testing/binaries.py
 
 system:  ## System packages that tests use: installed as root on Debian, else announced
 	@tools/system-packages

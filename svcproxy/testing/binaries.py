@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Kubernetes and etcd programs that end-to-end tests and benchmarks run, built from their Go modules.
+"""The programs that end-to-end tests and benchmarks run, Kubernetes' and CoreDNS, built from their Go modules.
 
 A program is looked for in `$SVCPROXY_TEST_BINARIES` and on `PATH` first, where it counts only if it reports the wanted
 version; else it is built once into a cache outside the checkout, in a folder named by its version. Building needs `go`
@@ -23,6 +23,7 @@ from pathlib import Path
 
 KUBERNETES_VERSION = "1.37.2"
 ETCD_VERSION = "3.7.3"
+COREDNS_VERSION = "1.14.7"
 GO_LINE = "go 1.26.0"
 
 
@@ -43,6 +44,7 @@ PROGRAMS = {
         Program("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", KUBERNETES_VERSION, ("--version",)),
         Program("kubectl", "k8s.io/kubernetes/cmd/kubectl", KUBERNETES_VERSION, ("version", "--client")),
         Program("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", KUBERNETES_VERSION, ("--version",)),
+        Program("coredns", "github.com/coredns/coredns", COREDNS_VERSION, ("-version",)),
     )
 }
 
