@@ -7,11 +7,16 @@ nothing.
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
+from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
+from svcproxy_dns.panics import Panics
+from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond
 
 BATCH = 32
@@ -40,6 +45,8 @@ class TcpState:
 
     respond: Respond
     limits: TcpLimits
+    traffic: Traffic
+    panics: Panics
     connections: set["TcpConnection"] = field(default_factory=set)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has gone."""
@@ -138,13 +145,13 @@ class TcpConnection(asyncio.Protocol):
             message = self._reader.next_message()
             if message is None:
                 break
-            response = self._state.respond(message, self._number)
+            response = self._respond(message)
             if isinstance(response, bytes):
                 self._transport.write(frame(response))
                 answered = True
             elif response is not None:
                 self._waiting += 1
-                response.begin(self._client, self._deliver)
+                response.begin(self._client, partial(self._deliver, time.perf_counter()))
                 answered = True
             if self._blocked:
                 return  # type: ignore[unreachable]  # writing may have called pause_writing
@@ -164,9 +171,21 @@ class TcpConnection(asyncio.Protocol):
             self._expire_after(self._state.limits.message)
         self._close_if_done()
 
-    def _deliver(self, response: bytes) -> None:
-        """Write a response that has been found out."""
+    def _respond(self, message: bytes) -> bytes | Later | None:
+        began, elsewhere = time.perf_counter(), self._state.traffic.elsewhere
+        at_hand = elsewhere.at_hand
+        try:
+            response = self._state.respond(message, self._number)
+        except Exception:  # noqa: BLE001  # the way of one query ends here, not the connection's
+            response = self._state.panics.response(message)
+        if isinstance(response, bytes):
+            self._state.traffic.took(time.perf_counter() - began, 1, elsewhere.at_hand - at_hand)
+        return response
+
+    def _deliver(self, began: float, response: bytes) -> None:
+        """Write a response that has been found out for a query that was read when it `began`."""
         self._waiting -= 1
+        self._state.traffic.elsewhere.durations.observe(time.perf_counter() - began)
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() > UNREAD_MAX:

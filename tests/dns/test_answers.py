@@ -6,11 +6,13 @@ import itertools
 import dns.edns
 import dns.flags
 import dns.message
+import dns.rcode
 import pytest
 
 from svcproxy.model.meta import Protocol
 from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
 from svcproxy_dns.rendered import TCP
+from svcproxy_dns.wire import OPT_OCTETS
 from tests.dns.world import (
     NODATA,
     NXDOMAIN,
@@ -271,13 +273,30 @@ def test_only_answers_about_a_bounded_number_of_names_are_kept(qname: str, kept:
     assert len(client.rendered.answers) == kept
 
 
-def test_queries_with_options_are_not_kept() -> None:
+def test_one_kept_answer_serves_whatever_options_a_query_has() -> None:
     client = Client(synced_zone(records()))
-    options: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, bytes(8))]
-    response = client.exchange(dns.message.make_query(WEB, "A", use_edns=0, options=options))
-    assert addresses(response) == ["10.96.10.1"]
-    assert response.options == (), "B19: an option is not reflected"
-    assert not client.rendered.answers
+    for cookie in (bytes(8), b"another!", b""):
+        options: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, cookie)] if cookie else []
+        response = client.exchange(dns.message.make_query(WEB, "A", use_edns=0, options=options))
+        assert addresses(response) == ["10.96.10.1"]
+        assert (response.edns, response.options) == (0, ()), "B19: an option is not reflected"
+    assert (len(client.rendered.answers), client.core.rendered) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(b"\0\0\x29\x04\xd0\0\0\0\0\0\1", id="options longer than the message"),
+        pytest.param(b"\0\0\x29\x04\xd0\0\0\0\0", id="no length of the options"),
+        pytest.param(b"\0\0\x29\x04", id="cut"),
+        pytest.param(b"", id="no OPT where one is announced"),
+    ],
+)
+def test_a_cut_opt_is_refused_though_the_question_is_kept(end: bytes) -> None:
+    client = Client(synced_zone(records()))
+    whole = dns.message.make_query(WEB, "A", use_edns=0, payload=1232).to_wire()
+    client.exchange(whole)
+    assert client.exchange(whole[:-OPT_OCTETS] + end).rcode() == dns.rcode.FORMERR
 
 
 def test_counts() -> None:
