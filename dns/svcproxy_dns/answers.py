@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries in, responses out: what the zones say, in octets. Pure.
 
-A query seen before costs one look-up, from its octets after the ID to those of the response; an OPT is taken off the
-query before, and put on the response after. Only answers about names that exist are kept, for those that
-do not are without number; an answer is right as long as its source is of the revision that it was made from, so a
-change costs nothing here and is in force with the next query.
+A query seen before costs one look-up, from its octets after the ID to those of the response. An OPT is taken off the
+query first and put on the response after, until both have been seen together. Only answers about names that exist are
+kept, for those that do not are without number; an answer is right as long as its source is of the revision that it was
+made from, so a change costs nothing here and is in force with the next query.
 
 Messages of every kind are answered or dropped; none raises.
 """
@@ -23,6 +23,7 @@ from svcproxy_dns.wire import (
     HEADER_OCTETS,
     ID_OCTETS,
     OPT_FRONT_OCTETS,
+    OPT_OCTETS,
     TCP_MAX_OCTETS,
     TYPE_CLASS_OCTETS,
     UDP_DEFAULT_OCTETS,
@@ -89,30 +90,50 @@ class Answers:
 
         `transport`: see `svcproxy_dns.rendered.TCP`.
         """
-        limit, opt, dnssec_ok = UDP_DEFAULT_OCTETS, b"", False
         kept = self._kept.get(message[2:])
-        if kept is None and message[10:12] == _ONE_RECORD:
-            # What is kept ends with its question, and has no null but the one after its name.
-            end = message.find(0, HEADER_OCTETS) + 1 + TYPE_CLASS_OCTETS
-            known = self._opts.get(message[end : end + OPT_FRONT_OCTETS])
-            if known is not None and options_end(message, end) == len(message):
-                kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:end])
-                limit, opt, dnssec_ok = known
         if kept is not None:
             answer, tally, source, revision = kept
             if source.revision == revision:
                 if answer.__class__ is bytes:
-                    response = message[:2] + (with_opt(answer, opt) if opt else answer)
+                    response = message[:2] + answer
                 else:
-                    limit = TCP_MAX_OCTETS if transport & TCP else limit
-                    response = message[:2] + answer.render(limit, opt)  # type: ignore[union-attr]  # bytes went above
+                    limit = TCP_MAX_OCTETS if transport & TCP else UDP_DEFAULT_OCTETS
+                    response = message[:2] + answer.render(limit, b"")  # type: ignore[union-attr]  # bytes went above
                 tally[transport] += 1
                 self._requests[transport][len(message)] += 1
                 self._responses_sent[transport][len(response)] += 1
-                if dnssec_ok:
-                    self.counts.dnssec_ok += 1
                 return response
+        if message[10:12] == _ONE_RECORD:
+            known = self._respond_without_opt(message, transport)
+            if known is not None:
+                return known
         return self._respond(message, transport)
+
+    def _respond_without_opt(self, message: bytes, transport: int) -> bytes | None:
+        """The response made of an answer that is kept for the query without its OPT; None if there is none.
+
+        Without options to look at and DO to count, it is kept too from then on.
+        """
+        # What is kept ends with its question, and has no null but the one after its name.
+        end = message.find(0, HEADER_OCTETS) + 1 + TYPE_CLASS_OCTETS
+        known = self._opts.get(message[end : end + OPT_FRONT_OCTETS])
+        kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:end])
+        if kept is None or known is None or options_end(message, end) != len(message):
+            return None
+        answer, tally, source, revision = kept
+        if source.revision != revision:
+            return None
+        limit, opt, dnssec_ok = known
+        if isinstance(answer, bytes):
+            answer = with_opt(answer, opt)
+            if len(message) == end + OPT_OCTETS and not dnssec_ok:
+                self._rendered.keep(message[2:], (answer, tally, source, revision))
+        else:
+            answer = answer.render(TCP_MAX_OCTETS if transport & TCP else limit, opt)
+        tally[transport] += 1
+        response = message[:2] + answer
+        self.counts.add(len(message), len(response), transport, dnssec_ok=dnssec_ok)
+        return response
 
     def _respond(self, message: bytes, transport: int) -> bytes | Later | None:
         query = parse_query(message)

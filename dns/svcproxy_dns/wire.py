@@ -234,6 +234,14 @@ def front(flags: int, question: bytes, answers: int, authorities: int, additiona
     return _AFTER_ID.pack(flags, 1, answers, authorities, additionals) + question
 
 
+_LENGTHS = [bytes((length,)) for length in range(LABEL_MAX_OCTETS + 1)]
+
+
+def encode_label(label: str) -> bytes:
+    """One label on the wire, see `encode_labels`."""
+    return _LENGTHS[len(label)] + label.encode("latin-1")
+
+
 def encode_labels(labels: Iterable[str]) -> bytes:
     """The labels of a name on the wire, without its end. They are of 1 to 63 octets; a character is an octet."""
     return "".join([f"{len(label):c}{label}" for label in labels]).encode("latin-1")
