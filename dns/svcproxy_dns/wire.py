@@ -76,6 +76,7 @@ class Query:
         "flags",
         "labels",
         "lower",
+        "octets",
         "opt_payload",
         "plain",
         "qclass",
@@ -92,6 +93,8 @@ class Query:
         """Lower case, without the root. An octet above 127 is the Latin-1 character, which no name of ours has."""
         self.qtype = qtype
         self.qclass = qclass
+        self.octets = 0
+        """Of the message."""
         self.opt_payload: int | None = None
         """The EDNS payload size as asked; None without an OPT."""
         self.edns_version = 0
@@ -155,7 +158,8 @@ def parse_query(message: bytes) -> Query | Rcode | None:
             return Rcode.FORMERR
         plain = plain and additional == 1 and not answers and not authorities and query.opt_payload is not None
         end = read
-    query.plain = plain and end == len(message)
+    query.octets = len(message)
+    query.plain = plain and end == query.octets
     return query
 
 
