@@ -17,6 +17,7 @@ RELIST_RATE = 2_000
 """Questions a second."""
 RELISTED = 2
 """Kinds: Services and EndpointSlices; others are small."""
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 ENDLESS = 600.0
 """Seconds; a load that is ended."""
 RELISTED_MOST = 1.2
@@ -52,6 +53,7 @@ def relist(bench: Bench) -> None:
     unending = Load(questions, seconds=ENDLESS, rate=RELIST_RATE, latencies=True, urgent=True)
     outcomes = defaultdict[str, list[Outcome]](list)
     with Svcproxy(bench.scratch(), bench.server_core, bench.plane()) as server:
+        server.urge()
         disturbances = (_relisting(bench, server), _killing(server))
         for _ in range(bench.rounds):
             for each in disturbances:
@@ -81,6 +83,7 @@ def _relisting(bench: Bench, server: Svcproxy) -> Disturbance:
         nonlocal before
         before = server.relists()
         server.agent.pause(stopped=True)
+        plane.call("POST", CONFIG_MAPS, {"metadata": {"generateName": "later-than-what-is-watched-"}})
         plane.apiservers[0].kill()
         plane.compact()
         plane.restart()
@@ -114,6 +117,7 @@ def churn(bench: Bench) -> None:
             CoreDns(directory / "coredns", bench.server_core, plane, upstream.port),
         ):
             with server:
+                server.urge()
                 _churn(bench, server, load)
                 _seen(bench, server)
 

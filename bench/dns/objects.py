@@ -6,7 +6,6 @@ plane that holds them is made once, and kept as etcd's data.
 """
 
 import asyncio
-import json
 import os
 import random
 import ssl
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -29,8 +27,6 @@ FORMAT = 1
 """Of the objects: another one makes those that are kept useless."""
 DOMAIN = "default.svc.cluster.local"
 HEADLESS_EVERY = 100
-MANIFEST_SERVICES = 5_000
-"""In one manifest file, which may have 16 MiB."""
 ELSEWHERE = "example.test"
 """The domain that the upstream knows: every name in it has an address."""
 _SOA = "3600 SOA ns hostmaster 1 7200 1800 86400 30"
@@ -65,14 +61,6 @@ class Cluster:
 
     def addresses(self, number: int) -> list[str]:
         return [each["addresses"][0] for each in self.endpoint_slice(number)["endpoints"]]
-
-    def write_manifests(self, folder: Path) -> None:
-        folder.mkdir()
-        for start in range(0, self.services, MANIFEST_SERVICES):
-            objects: list[dict[str, Any]] = []
-            for number in range(start, min(start + MANIFEST_SERVICES, self.services)):
-                objects += self.service(number), self.endpoint_slice(number)
-            (folder / f"{start}.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
     def zone(self) -> Iterator[str]:
         """Lines of `cluster.local`: addresses and SRV of Services and of their endpoints."""

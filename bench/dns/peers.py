@@ -20,7 +20,7 @@ from typing import Self
 import dnslib
 
 from bench.dns.objects import DOMAIN, ELSEWHERE, Cluster, cluster_ip, elsewhere_zone
-from svcproxy.api import Status
+from svcproxy.api import Readiness, Status
 from svcproxy.client.connection import ClientError, StatusClient, find_instance
 from svcproxy.testing import binaries
 from svcproxy.testing.control_plane import ControlPlane, Process
@@ -28,6 +28,8 @@ from svcproxy.testing.control_plane import ControlPlane, Process
 HOST = "127.0.0.1"
 READY_TIMEOUT = 180.0
 """Seconds that a server may take until it knows everything."""
+SERVER_PRIORITY = 10
+"""Of a server that does not share its core (SCHED_RR)."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,8 +56,8 @@ class Server:
     def __enter__(self) -> Self:
         self.process.start()
         self.wait(self.is_ready, self.process)
-        for task in Path(f"/proc/{self.pid}/task").iterdir():  # Knot chooses cores for its threads
-            os.sched_setaffinity(int(task.name), {self.core})
+        for task in self._tasks():  # Knot chooses cores for its threads
+            os.sched_setaffinity(task, {self.core})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,6 +72,14 @@ class Server:
         """Seconds of CPU used, user and system, all threads."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / TICKS
+
+    def urge(self) -> None:
+        """Have its core to itself, whatever else the machine does: latencies are then of its own making."""
+        for task in self._tasks():
+            os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(SERVER_PRIORITY))
+
+    def _tasks(self) -> list[int]:
+        return [int(task.name) for task in Path(f"/proc/{self.pid}/task").iterdir()]
 
     def _process(self, name: str, *command: str) -> Process:
         pinned = ["taskset", "--cpu-list", str(self.core), "env", *self.environment, *command]
@@ -89,23 +99,27 @@ class Svcproxy(Server):
 
     name = "svcproxy"
 
-    def __init__(self, directory: Path, core: int, source: ControlPlane | Path, upstream: int | None = None) -> None:
-        """`source`: a control plane, or a folder of manifests. `upstream`: a port."""
+    def __init__(self, directory: Path, core: int, source: ControlPlane | Cluster, upstream: int | None = None) -> None:
+        """`source`: a control plane, or a cluster whose names come from a feed without an agent. `upstream`: a port."""
         self._source = source
         self._upstream = upstream
+        self._run_dir = directory / "run"
         super().__init__(directory, core)
-        agent = [sys.executable, "-m", "svcproxy", "agent", "--config", str(directory / "config.yaml")]
-        self.agent = Process("agent", agent, directory / "agent.log")
+        if isinstance(source, Cluster):
+            feeder = [str(Path(__file__).with_name("feeder.py")), str(self._run_dir)]
+            arguments = [*feeder, str(source.services), str(source.endpoints)]
+        else:
+            arguments = ["-m", "svcproxy", "agent", "--config", str(directory / "config.yaml")]
+        self.agent = Process("agent", [sys.executable, *arguments], directory / "agent.log")
 
     def command(self) -> list[str]:
         """See `Server`."""
-        source = self._source
-        kube = {"manifests": str(source)} if isinstance(source, Path) else {"kubeconfig": str(source.kubeconfig())}
+        plane = self._source if isinstance(self._source, ControlPlane) else None
         config = {
             "node_name": "bench",
-            "run_dir": str(self.directory / "run"),
+            "run_dir": str(self._run_dir),
             "state_dir": str(self.directory / "state"),
-            "kube": kube,
+            "kube": {"kubeconfig": str(plane.kubeconfig()) if plane else None, "backoff_max": 1.0},
             "dataplane": {"mode": "none"},
             "dns": {
                 "listen": [f"{HOST}:{self.port}"],
@@ -120,21 +134,29 @@ class Svcproxy(Server):
         return [sys.executable, "-m", "svcproxy", "dns", "--config", str(path)]
 
     def is_ready(self) -> bool:
-        """Whether the worker has everything that the agent has."""
-        status = self.status()
-        if status is None or not status.readiness.ready or status.readiness.stale:
+        """Whether the worker has everything that the agent has, and that everything there is."""
+        if not self._worker_is_current():
             return False
-        return any(worker.ack_age is not None and not worker.lag for worker in status.workers)
+        if isinstance(self._source, Cluster):
+            return True
+        status = self.status()
+        return status is not None and bool(status.workers) and not any(worker.lag for worker in status.workers)
 
     def status(self) -> Status | None:
         """What the agent says, None while there is none."""
         with suppress(ClientError, OSError):
-            return StatusClient(find_instance(self.directory / "run").admin_socket).get("/v1/status", Status)
+            return StatusClient(find_instance(self._run_dir).admin_socket).get("/v1/status", Status)
         return None
+
+    def _worker_is_current(self) -> bool:
+        """Whether the worker serves a complete set that is not out of date."""
+        with suppress(ClientError, OSError):
+            readiness = StatusClient(find_instance(self._run_dir / "dns-0").admin_socket).get("/readyz", Readiness)
+            return readiness.ready and not readiness.stale
+        return False
 
     def __enter__(self) -> Self:
         self.agent.start()
-        self.wait(lambda: (status := self.status()) is not None and status.readiness.ready, self.agent)
         return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
@@ -148,7 +170,7 @@ class Svcproxy(Server):
 
     def relists(self) -> float:
         """Complete lists that the agent has taken after its first."""
-        text = StatusClient(find_instance(self.directory / "run").admin_socket).get_text("/metrics")
+        text = StatusClient(find_instance(self._run_dir).admin_socket).get_text("/metrics")
         return sum(float(found) for found in re.findall(r"^svcproxy_relists_total{.*} (\S+)", text, re.MULTILINE))
 
 
