@@ -25,7 +25,9 @@ RELISTED_MOST = 1.2
 CHURN_RATE = 1_000
 """Endpoints a second."""
 CHURN_LEAST = 0.8
-"""Queries a second then, as a share of those at rest."""
+"""Queries a second at saturation then, as a share of those at rest."""
+CHURN_LEAD = 0.5
+"""Seconds until the changes come at their rate."""
 CHANGES = 100
 """In a round, of one headless Service each, to see when the answer changes."""
 GAP = 0.02
@@ -107,9 +109,8 @@ def _killing(server: Svcproxy) -> Disturbance:
 
 
 def churn(bench: Bench) -> None:
-    """Queries answered while endpoints change, and the time until an answer does."""
+    """What changes of endpoints take of a server's core, and the time until an answer shows one."""
     headline("churn", f"{bench.cluster}, {CHURN_RATE} endpoints a second replaced through the API")
-    load = Load(bench.file("hot", bench.cluster.hot_questions()), seconds=bench.seconds, urgent=True)
     plane, directory = bench.plane(), bench.scratch()
     with Knot(directory / "upstream", bench.load_core, None) as upstream:
         for server in (
@@ -117,25 +118,31 @@ def churn(bench: Bench) -> None:
             CoreDns(directory / "coredns", bench.server_core, plane, upstream.port),
         ):
             with server:
+                _churn(bench, server)
                 server.urge()
-                _churn(bench, server, load)
                 _seen(bench, server)
 
 
-def _churn(bench: Bench, server: Server, load: Load) -> None:
-    rest, busy, written = list[Outcome](), list[Outcome](), list[float]()
+def _churn(bench: Bench, server: Server) -> None:
+    """Print the CPU that changes take of a server that is asked nothing, and what that leaves for queries.
+
+    A load generator at saturation takes as much of its core as the server of the other: beside it nothing would change.
+    """
+    costs, rates = list[float](), list[float]()
     for _ in range(bench.rounds):
-        rest.append(ask_many(server, load))
         with churning(bench.plane(), bench.cluster, CHURN_RATE) as changes:
+            time.sleep(CHURN_LEAD)
             changes.begin()
-            busy.append(ask_many(server, load))
-            written.append(changes.rate())
-    rates = [statistics.median(each.rate for each in rounds) for rounds in (rest, busy)]
+            before = server.cpu()
+            time.sleep(bench.seconds)
+            rates.append(changes.rate())
+            costs.append((server.cpu() - before) / bench.seconds / max(rates[-1], 1.0))
+    cost, rate = statistics.median(costs), statistics.median(rates)
+    print(f"  {server.name:10} {cost * 1e6:.0f} µs CPU for an endpoint replaced, at {rate:.0f} a second")
+    left = 1 - cost * CHURN_RATE
     print(
-        f"  {server.name:10} {rates[0]:7.0f} queries/s at rest, {rates[1]:7.0f} at "
-        f"{statistics.median(written):.0f} changes/s; lost {sum(each.lost for each in busy)}"
+        Wanted(f"{server.name}, core left at {CHURN_RATE} a second", CHURN_LEAST, at_least=True).judge(left), flush=True
     )
-    print(Wanted(f"{server.name}, queries/s to at rest", CHURN_LEAST, at_least=True).judge(rates[1] / rates[0]))
 
 
 def _seen(bench: Bench, server: Server) -> None:

@@ -8,12 +8,13 @@ no queries, and is ready when it knows everything. They die with the benchmark, 
 import http.client
 import json
 import os
+import random
 import re
 import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -287,15 +288,18 @@ def ask(port: int, name: str) -> set[str]:
 
 
 def free_port() -> int:
-    """A port that nobody has, for UDP and for TCP."""
-    with ExitStack() as stack:
-        for _ in range(100):
-            udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            tcp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            udp.bind((HOST, 0))
-            with suppress(OSError):
-                tcp.bind((HOST, udp.getsockname()[1]))
-                return int(tcp.getsockname()[1])
+    """A port that is free for UDP and TCP, and that nobody gets who asks for any: it may be bound much later."""
+    lowest_given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.randrange(lowest_given_out // 2, lowest_given_out)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            suppress(OSError),
+        ):
+            udp.bind((HOST, port))
+            tcp.bind((HOST, port))
+            return port
     raise OSError("no free port")
 
 
