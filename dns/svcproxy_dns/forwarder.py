@@ -96,6 +96,10 @@ class Forwarder:
         known = {each.address for each in self.resolver.upstreams}
         self._reply_times.forget(known)
         self._opened = {key: count for key, count in self._opened.items() if key[0] in known}
+        self.find_loops()
+
+    def find_loops(self) -> None:
+        """Find out about every upstream whether it loops. Only a server that answers sees its questions come back."""
         self._check_loops(everybody=True)
 
     def close(self) -> None:

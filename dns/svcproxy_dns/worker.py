@@ -138,6 +138,8 @@ class DnsWorker:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
         self._server = DnsServer(self.answers.respond, sockets, self._limits, self._traffic, self._panics)
         await self._server.start()
+        if self._forwarder is not None:
+            self._forwarder.find_loops()
 
     def use_upstreams(self, upstreams: Sequence[str] | None) -> None:
         """Ask these, ADDRESS:PORT, for names outside the zone and the stub domains from now on; None: refuse them.
