@@ -222,6 +222,30 @@ class DnsCacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory for answers, and again as much for denials."""
 
 
+class QueryClass(StrEnum):
+    """Kinds of responses; the words are CoreDNS'."""
+
+    SUCCESS = "success"
+    DENIAL = "denial"
+    """Of the name, or of the type."""
+    ERROR = "error"
+    ALL = "all"
+
+
+class DnsQueryLogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line for each response, on standard error. See below."""
+
+    classes: tuple[QueryClass, ...] = ()
+    """Which responses are logged. Empty: none."""
+    one_in: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Of so many responses one is looked at, at random."""
+    lines_max: Count = 1000
+    """Lines in a second, of each worker; further ones are counted and left out."""
+    pods: bool = False
+    """Whether the agent follows the Pods of its node, so that lines name the client's Pod even if it is in no Service.
+    The agent's role must allow list and watch of pods."""
+
+
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cluster DNS."""
 
@@ -253,8 +277,16 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zone and the stub domains are refused, unless there are `upstreams`."""
     stub_domains: StubDomains = {}
     """Zones with upstreams of their own: a mapping of zones to lists of upstreams. The longest zone counts."""
+    lameduck: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    """Time to answer on after SIGTERM, no longer ready, so that clients can be sent elsewhere; over at once when
+    another instance has taken the sockets, and at a second signal. `svcproxy run` kills soon after the value of its
+    start."""
+    metrics_listen: ListenAddress | None = None
+    """ADDRESS:PORT of /metrics, /health, /ready, /livez and /readyz of the first worker; each further one has the next
+    port. null: on the worker's own socket alone."""
     forward: DnsForwardConfig = DnsForwardConfig()
     cache: DnsCacheConfig = DnsCacheConfig()
+    query_log: DnsQueryLogConfig = DnsQueryLogConfig()
 
     @property
     def cluster_domain(self) -> str:
@@ -308,7 +340,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: StateConfig = StateConfig()
 
 
-LIVE: frozenset[str] = frozenset({"shutdown_timeout", "dataplane.resync_interval", "log.level", "log.format"})
+LIVE: frozenset[str] = frozenset(
+    {
+        "shutdown_timeout",
+        "dataplane.resync_interval",
+        "dns.lameduck",
+        "dns.query_log.classes",
+        "dns.query_log.lines_max",
+        "dns.query_log.one_in",
+        "log.level",
+        "log.format",
+    }
+)
 """Keys that take effect without a restart when the file changes; every other key needs one."""
 
 

@@ -19,6 +19,7 @@ from svcproxy.errors import ConfigError, Problem
 
 OCTETS_MAX = 1 << 20
 """Size of a configuration file."""
+_PORTS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,7 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
         yield document.problem("a cluster domain is needed besides zones of addresses", ("dns", "zones"))
     if config.dns.enabled and not config.dns.listen:
         yield document.problem("at least one address is needed while dns.enabled is true", ("dns", "listen"))
+    yield from _metrics_contradictions(config, document, bad)
     one_address = admin.health_listen is not None and admin.health_listen == admin.metrics_listen
     if (
         one_address
@@ -219,6 +221,23 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     ):
         yield document.problem("the same address as admin.health_listen", ("admin", "metrics_listen"))
     yield from _pod_contradictions(config.dataplane, document, {path.partition("[")[0] for path in bad})
+
+
+def _metrics_contradictions(config: Config, document: Document, bad: set[str]) -> Iterator[Problem]:
+    """What is wrong with the ports that the DNS workers' metrics need, one for each worker."""
+    dns, admin = config.dns, config.admin
+    if dns.metrics_listen is None or {"dns.metrics_listen", "dns.workers"} & bad:
+        return
+    host, _, first = dns.metrics_listen.rpartition(":")
+    ports = range(int(first), int(first) + dns.workers)
+    if ports.start and ports.stop > _PORTS:
+        yield document.problem(f"no port for each of {dns.workers} workers from here on", ("dns", "metrics_listen"))
+    for key, other in (("health_listen", admin.health_listen), ("metrics_listen", admin.metrics_listen)):
+        if other is not None and other.rpartition(":")[0] == host and ports.start:
+            port = int(other.rpartition(":")[2])
+            if port in ports:
+                problem = f"port {port} is that of admin.{key}"
+                yield document.problem(problem, ("dns", "metrics_listen"))
 
 
 def _pod_contradictions(config: DataplaneConfig, document: Document, bad: set[str]) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.tcp import TcpLimits, TcpListener, TcpState
 from svcproxy_dns.udp import Respond, UdpListener
 
@@ -23,6 +24,12 @@ class DnsServer:
         self._tcp = TcpState(respond, limits)
         self._udp_listeners = [UdpListener(sock, respond) for sock in sockets if sock.type == socket.SOCK_DGRAM]
         self._tcp_listeners = [TcpListener(sock, self._tcp) for sock in sockets if sock.type == socket.SOCK_STREAM]
+
+    def use_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on; None: none."""
+        self._tcp.log = log
+        for listener in self._udp_listeners:
+            listener.use_log(log)
 
     def sockets(self) -> list[socket.socket]:
         """The sockets served, to be handed over."""

@@ -12,6 +12,7 @@ from typing import cast
 
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.udp import Respond
 
 BATCH = 32
@@ -40,6 +41,8 @@ class TcpState:
 
     respond: Respond
     limits: TcpLimits
+    log: QueryLog | None = None
+    """Is told of every response."""
     connections: set["TcpConnection"] = field(default_factory=set)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has gone."""
@@ -78,7 +81,8 @@ class TcpConnection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
-        self._client = str(transport.get_extra_info("peername")[0])
+        self._peer = transport.get_extra_info("peername")
+        self._client = str(self._peer[0])
         self._state.connections.add(self)
         self._state.empty.clear()
         self._expire_after(self._state.limits.message)
@@ -138,14 +142,7 @@ class TcpConnection(asyncio.Protocol):
             message = self._reader.next_message()
             if message is None:
                 break
-            response = self._state.respond(message, self._number)
-            if isinstance(response, bytes):
-                self._transport.write(frame(response))
-                answered = True
-            elif response is not None:
-                self._waiting += 1
-                response.begin(self._client, self._deliver)
-                answered = True
+            answered = self._answer_one(message, self._transport) or answered
             if self._blocked:
                 return  # type: ignore[unreachable]  # writing may have called pause_writing
         else:
@@ -163,6 +160,22 @@ class TcpConnection(asyncio.Protocol):
         elif answered:
             self._expire_after(self._state.limits.message)
         self._close_if_done()
+
+    def _answer_one(self, message: bytes, transport: asyncio.Transport) -> bool:
+        """Answer a message, now or later; False if it gets no answer."""
+        log = self._state.log
+        began = log.clock() if log is not None else 0.0
+        response = self._state.respond(message, self._number)
+        if isinstance(response, bytes):
+            transport.write(frame(response))
+            if log is not None:
+                log.answered(message, response, self._peer, self._number, began)
+        elif response is not None:
+            if log is not None:
+                response = log.follow(response, message, self._peer, self._number, began)
+            self._waiting += 1
+            response.begin(self._client, self._deliver)
+        return response is not None
 
     def _deliver(self, response: bytes) -> None:
         """Write a response that has been found out."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.listeners import is_wildcard, report_destination, transport_of
+from svcproxy_dns.query_log import QueryLog
 
 BATCH = 64
 """Datagrams answered in one turn of the loop: under a millisecond, so that nothing else waits longer."""
@@ -32,6 +33,7 @@ class UdpListener:
         self._respond = respond
         self._transport = transport_of(sock)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._log: QueryLog | None = None
         self.unsent = 0
         """Responses that the kernel refused: no room in the socket, no route, forbidden by a filter."""
         self._waiting = 0
@@ -39,11 +41,20 @@ class UdpListener:
         """Set while no response is being found out."""
         self.quiet.set()
 
+    def use_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on."""
+        self._log = log
+        if self._loop is not None:
+            self.start()
+
     def start(self) -> None:
         """Read from now on, on the running loop."""
         self._loop = asyncio.get_running_loop()
         if is_wildcard(self.socket):
             report_destination(self.socket)
+        if self._log is not None:
+            self._loop.add_reader(self.socket, self._answer_batch_logged, self._log)
+        elif is_wildcard(self.socket):
             self._loop.add_reader(self.socket, self._answer_batch_from_destination)
         else:
             self._loop.add_reader(self.socket, self._answer_batch)
@@ -87,6 +98,26 @@ class UdpListener:
                 self._send(source, client, response)
             elif response is not None:
                 self._answer_later(response, source, client)
+                later += 1
+                if later == LATER_BATCH:
+                    return
+
+    def _answer_batch_logged(self, log: QueryLog) -> None:
+        """As the others, but slower."""
+        later = 0
+        for _ in range(BATCH):
+            try:
+                message, ancillary, _, client = self.socket.recvmsg(DATAGRAM_OCTETS, _ANCILLARY_OCTETS)
+            except OSError:
+                return
+            began = log.clock()
+            response = self._respond(message, self._transport)
+            source = [_as_source(item) for item in ancillary]
+            if isinstance(response, bytes):
+                self._send(source, client, response)
+                log.answered(message, response, client, self._transport, began)
+            elif response is not None:
+                self._answer_later(log.follow(response, message, client, self._transport, began), source, client)
                 later += 1
                 if later == LATER_BATCH:
                     return

@@ -18,6 +18,7 @@ from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
@@ -120,16 +121,32 @@ class DnsWorker:
         """Where the feed's records go."""
         self._limits = limits
         self._server = DnsServer(self.answers.respond, (), limits)
+        self._query_log: QueryLog | None = None
 
     @property
     def synced(self) -> bool:
         """Whether the worker knows all names; before, it answers SERVFAIL where it cannot know."""
         return self._zone.synced
 
+    @property
+    def forwards(self) -> bool:
+        """Whether names outside the zone are resolved."""
+        return self._forwarder is not None
+
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
         self._server = DnsServer(self.answers.respond, sockets, self._limits)
+        self._server.use_log(self._query_log)
         await self._server.start()
+
+    def use_query_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on; None: none."""
+        self._query_log = log
+        self._server.use_log(log)
+
+    def pod_of(self, ip: str) -> tuple[str, str] | None:
+        """Namespace and name of the Pod that has an address, if it is known by its name."""
+        return self._zone.pod_of(ip)
 
     def use_upstreams(self, upstreams: Sequence[str] | None) -> None:
         """Ask these, ADDRESS:PORT, for names outside the zone and the stub domains from now on; None: refuse them.

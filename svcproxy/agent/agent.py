@@ -37,7 +37,7 @@ from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source, named_kinds
 from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
-from svcproxy.config import DataplaneMode
+from svcproxy.config import DataplaneMode, PodNames
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.dataplane.nftables.probes import Probes
 from svcproxy.dataplane.nftables.script import script
@@ -97,7 +97,11 @@ class Agent:
             log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
         self._surroundings = SurroundingsBuilder(config.dataplane, config.node_name, self._store)
-        self._names = NameBuilder(self._store)
+        self._names = NameBuilder(
+            self._store,
+            pod_names=config.dns.pods is PodNames.VERIFIED,
+            node_pods=config.node_name if config.dns.query_log.pods else "",
+        )
         self._named_kinds = named_kinds(config)
         self._state = self._make_state()
         self._metrics = AgentMetrics(self._state)

@@ -18,7 +18,7 @@ from svcproxy.process.instance import RunDirectory
 from svcproxy.process.supervision import WORKER_VARIABLE, LaunchPlan, RolePlan
 
 _GRACE = 5.0
-"""Seconds that a role has beyond `shutdown_timeout` before it is killed."""
+"""Seconds that a role has beyond `dns.lameduck` and `shutdown_timeout` before it is killed."""
 
 
 def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
@@ -46,7 +46,7 @@ def _plan(config: Config, roles: tuple[RolePlan, ...], status_file: Path) -> Lau
     return LaunchPlan(
         roles=roles,
         status_file=str(status_file.absolute()),
-        stop_timeout=config.shutdown_timeout + _GRACE,
+        stop_timeout=config.dns.lameduck + config.shutdown_timeout + _GRACE,
         log=config.log,
     )
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DNS role as operators meet it: how it ends, its doors, its query log. Real processes."""
+
+import fcntl
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workers.test_roles import QNAME, TIMEOUT, World, eventually, free_port
+
+LAMEDUCK = 3600
+"""Longer than any test: what ends, ends for another reason."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    for child in made.children:
+        child.kill()
+        child.wait()
+
+
+def fetch(port: int, path: str) -> tuple[int, str] | None:
+    """Status and body; None where nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def door(world: World) -> int:
+    """The port of the worker's metrics listener."""
+    port = free_port()
+    world.tree["dns"] |= {"metrics_listen": f"127.0.0.1:{port}", "lameduck": LAMEDUCK}
+    world.write_config()
+    return port
+
+
+def test_m30_after_sigterm_it_is_not_ready_and_answers_on_then_ends_with_0(world: World, door: int) -> None:
+    """M30. CoreDNS closes the port of `/ready`; here it is the one of `/health` too and answers 503."""
+    world.start("agent")
+    worker = world.start("dns")
+    eventually(lambda: fetch(door, "/ready") == (200, "OK"), "the worker is ready")
+    worker.send_signal(signal.SIGTERM)
+    eventually(lambda: fetch(door, "/ready") == (503, "lameduck"), "it is no longer ready")
+    assert world.ask("/readyz", "dns-0")["reasons"] == ["this instance is about to end"]
+    assert fetch(door, "/health") == (200, "OK")
+    assert world.ask("/livez", "dns-0")["ready"] is True
+    assert world.resolves()
+    assert worker.poll() is None
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(TIMEOUT) == 0
+    assert not world.resolves()
+
+
+def test_the_time_to_answer_on_runs_out(world: World, door: int) -> None:
+    world.tree["dns"]["lameduck"] = 0.5
+    world.write_config()
+    world.start("agent")
+    worker = world.start("dns")
+    eventually(lambda: world.ready("dns-0"), "the worker is ready")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(TIMEOUT) == 0
+    assert "answering on" in world.log("dns")
+
+
+def test_whose_sockets_a_successor_has_taken_ends_at_once(world: World, door: int) -> None:
+    world.start("agent")
+    old = world.start("dns", "old")
+    eventually(lambda: fetch(door, "/ready") == (200, "OK"), "the old worker serves")
+    world.start("dns", "new")
+    eventually(lambda: world.ready("dns-0", "new"), "the new worker serves")
+    old.send_signal(signal.SIGTERM)
+    assert old.wait(TIMEOUT) == 0
+    assert world.resolves()
+    eventually(lambda: fetch(door, "/ready") == (200, "OK"), "the new worker has the listener")
+
+
+def test_a_successor_that_comes_during_the_lame_duck_ends_it(world: World, door: int) -> None:
+    world.start("agent")
+    old = world.start("dns", "old")
+    eventually(lambda: world.ready("dns-0", "old"), "the old worker serves")
+    old.send_signal(signal.SIGTERM)
+    eventually(lambda: "answering on" in world.log("dnsold"), "the old worker is about to end")
+    world.start("dns", "new")
+    assert old.wait(TIMEOUT) == 0
+    eventually(lambda: world.ready("dns-0", "new"), "the new worker serves")
+    assert world.resolves()
+
+
+def test_m26_without_names_it_is_alive_and_not_ready(world: World, door: int) -> None:
+    """M26, the last of its questions; tests/dns has the others."""
+    world.start("dns")
+    eventually(lambda: fetch(door, "/health") == (200, "OK"), "the worker is there")
+    assert fetch(door, "/ready") == (503, "kubernetes")
+    world.start("agent")
+    eventually(lambda: fetch(door, "/ready") == (200, "OK"), "the worker is ready")
+
+
+def test_each_worker_has_a_metrics_port_of_its_own(world: World, door: int) -> None:
+    world.tree["dns"] |= {"workers": 2, "lameduck": 0}
+    world.write_config()
+    world.start("run")
+    for number in (0, 1):
+        eventually(lambda: fetch(door + number, "/ready") == (200, "OK"), "the worker is ready")  # noqa: B023
+        found = fetch(door + number, "/metrics")
+        assert found is not None
+        assert 'coredns_plugin_enabled{name="prometheus"' in found[1]
+
+
+def test_the_worker_asks_itself(world: World, door: int) -> None:
+    world.start("agent")
+    world.start("dns")
+
+    def checks() -> float:
+        found = fetch(door, "/metrics")
+        count = (
+            re.search(r"^coredns_health_request_duration_seconds_count (\S+)", found[1], re.MULTILINE)
+            if found
+            else None
+        )
+        return float(count[1]) if count else 0
+
+    eventually(lambda: checks() >= 2, "it has asked itself")
+    found = fetch(door, "/metrics")
+    assert found is not None
+    assert "coredns_health_request_failures_total 0.0" in found[1]
+
+
+def test_a_refused_configuration_is_counted_and_the_good_one_named(world: World, door: int) -> None:
+    world.start("agent")
+    world.start("dns")
+    eventually(lambda: world.ready("dns-0"), "the worker is ready")
+
+    def metric(pattern: str) -> str | None:
+        found = fetch(door, "/metrics")
+        match = re.search(pattern, found[1], re.MULTILINE) if found else None
+        return match[1] if match else None
+
+    version = r'^coredns_reload_version_info\{hash="sha512",value="(\w+)"\} 1.0'
+    before = metric(version)
+    assert before is not None
+    world.write_config("dns: {ttl: 99999}\n")
+    eventually(lambda: metric(r"^coredns_reload_failed_total (\S+)") == "1.0", "the refusal is counted")
+    assert metric(version) == before
+    world.tree["dns"]["lameduck"] = 1
+    world.write_config()
+    eventually(lambda: metric(version) not in {None, before}, "another configuration is in force")
+
+
+LINE = re.compile(
+    r"^\[INFO\] 127\.0\.0\.1:\d+ - \d+ "
+    rf'"A IN {re.escape(QNAME)} udp 44 false 512" NOERROR qr,aa,rd 60 0\.\d+s( shop/client)?$',
+    re.MULTILINE,
+)
+
+
+def test_the_query_log_is_turned_on_and_off_without_a_restart(world: World) -> None:
+    world.start("agent")
+    worker = world.start("dns")
+    eventually(world.resolves, "DNS answers")
+    assert not LINE.search(world.log("dns"))
+    world.tree["dns"]["query_log"] = {"classes": ["success"]}
+    world.write_config()
+    eventually(lambda: world.resolves() and LINE.search(world.log("dns")) is not None, "queries are logged")
+    world.answer("none.shop.svc.cluster.local.")
+    world.tree["dns"]["query_log"] = {}
+    world.write_config()
+    eventually(lambda: world.log("dns").count("configuration changed") == 2, "the log is off")
+    lines = len(LINE.findall(world.log("dns")))
+    assert world.resolves()
+    assert len(LINE.findall(world.log("dns"))) == lines
+    assert "none.shop" not in world.log("dns"), "no success"
+    assert worker.poll() is None
+
+
+def test_the_query_log_names_the_pods_of_the_node(world: World) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "client", "namespace": "shop"},
+        "spec": {"nodeName": "n1"},
+        "status": {"phase": "Running", "podIPs": [{"ip": "127.0.0.1"}]},
+    }
+    elsewhere = pod | {"metadata": {"name": "other", "namespace": "shop"}, "spec": {"nodeName": "n2"}}
+    for each in (pod, elsewhere):
+        (world.directory / "manifests" / f"{each['metadata']['name']}.yaml").write_text(json.dumps(each))  # type: ignore[index]
+    world.tree["dns"]["query_log"] = {"classes": ["all"], "pods": True}
+    world.write_config()
+    world.start("agent")
+    world.start("dns")
+    eventually(lambda: world.ready("dns-0") and world.resolves(), "DNS answers")
+    eventually(lambda: world.log("dns").count(" shop/client\n") > 0, "the client is named")
+
+
+def test_the_query_log_in_json(world: World) -> None:
+    world.tree |= {"log": {"format": "json"}}
+    world.tree["dns"]["query_log"] = {"classes": ["error", "denial"]}
+    world.write_config()
+    world.start("agent")
+    world.start("dns")
+    eventually(lambda: world.ready("dns-0"), "DNS answers")
+    assert world.answer("none.shop.svc.cluster.local.") == []
+
+    def logged() -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in world.log("dns").splitlines()]
+        return [line for line in lines if line["msg"] == "query"]
+
+    eventually(lambda: bool(logged()), "the query is logged")
+    (entry,) = logged()
+    assert entry["name"] == "none.shop.svc.cluster.local."
+    assert (entry["rcode"], entry["type"], entry["role"]) == ("NXDOMAIN", "A", "dns")
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(world: World) -> None:
+    world.tree["dns"]["query_log"] = {"classes": ["all"], "lines_max": 100_000}
+    world.write_config()
+    world.start("agent")
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "svcproxy", "dns", "--config", str(world.config)]
+    world.children.append(subprocess.Popen(command, stderr=writing))
+    os.close(writing)
+    try:
+        eventually(lambda: world.ready("dns-0"), "DNS answers")
+        pipe_octets = fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ)
+        for _ in range(pipe_octets // 50):
+            assert world.resolves()
+    finally:
+        os.close(reading)
