@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from svcproxy.client.connection import StatusClient, find_instance
 from tests.workers.test_roles import QNAME, TIMEOUT, World, eventually, free_port
 
 LAMEDUCK = 3600
@@ -161,6 +163,57 @@ def test_a_refused_configuration_is_counted_and_the_good_one_named(world: World,
     world.tree["dns"]["lameduck"] = 1
     world.write_config()
     eventually(lambda: metric(version) not in {None, before}, "another configuration is in force")
+
+
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: {service}-2
+  namespace: shop
+  labels: {{kubernetes.io/service-name: {service}}}
+  annotations: {{endpoints.kubernetes.io/last-change-trigger-time: "{trigger}"}}
+addressType: IPv4
+endpoints: [{{addresses: [{address}]}}]
+"""
+HEADLESS = """
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: None}
+"""
+
+
+def test_programming_is_measured_from_the_trigger_to_the_acknowledgement_of_the_worker(world: World) -> None:
+    manifests = world.directory / "manifests"
+    (manifests / "db.yaml").write_text(HEADLESS)
+    world.start("agent")
+    world.start("dns")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both are ready")
+    eventually(lambda: world.ask("/v1/status")["workers"][0]["lag"] == 0, "the worker has everything")
+
+    def measured(kind: str, of: str = "count") -> float:
+        text = StatusClient(find_instance(world.run_dir).admin_socket).get_text("/metrics")
+        name = f'coredns_kubernetes_dns_programming_duration_seconds_{of}{{service_kind="{kind}"}} '
+        return sum(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+
+    def put(service: str, address: str, trigger: datetime) -> None:
+        text = SLICE.format(service=service, address=address, trigger=trigger.isoformat())
+        (manifests / f"{service}-2.yaml").write_text(text)
+
+    now = datetime.now(UTC)
+    put("web", "127.97.0.9", now)
+    eventually(lambda: measured("cluster_ip") == 1, "the change of the ClusterIP Service is measured")
+    put("db", "127.97.0.8", now)
+    eventually(lambda: measured("headless_with_selector") == 1, "the change of the headless Service is measured")
+    assert world.answer("db.shop.svc.cluster.local.") == ["127.97.0.8"]
+    assert 0 < measured("headless_with_selector", "sum") <= (datetime.now(UTC) - now).total_seconds()
+    put("db", "127.97.0.7", now)
+    put("web", "127.97.0.6", now - timedelta(days=1))
+    eventually(lambda: world.answer("db.shop.svc.cluster.local.") == ["127.97.0.7"], "the same trigger again")
+    eventually(lambda: world.answer("127-97-0-6.web.shop.svc.cluster.local.") != [], "a trigger before the start")
+    eventually(lambda: world.ask("/v1/status")["workers"][0]["lag"] == 0, "both are acknowledged")
+    assert (measured("cluster_ip"), measured("headless_with_selector")) == (1, 1)
 
 
 LINE = re.compile(
