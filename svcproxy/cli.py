@@ -98,7 +98,9 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", choices=("livez", "readyz", "healthz"), help="print nothing, answer by the exit code"
     )
-    parser.add_argument("--role", choices=("agent", "dns"), default="agent", help="whom to probe (default: agent)")
+    parser.add_argument(
+        "--role", choices=("agent", "dns"), default="agent", help="whom to ask (default: agent, and the DNS workers)"
+    )
 
 
 def _listing(parser: argparse.ArgumentParser) -> None:
@@ -246,12 +248,13 @@ VERBS: tuple[Verb, ...] = (
         "status",
         "svcproxy.client.status:run",
         "show how the instance is, or answer a probe",
-        "Shows readiness and why, sources, data plane, workers, latencies, and everything that is wrong. With --probe\n"
-        "it prints nothing and exits with 0 or 1.",
+        "Shows readiness and why, sources, data plane, workers, latencies, DNS and its upstreams, and everything that\n"
+        "is wrong. With --probe it prints nothing and exits with 0 or 1.",
         _status,
         (
             "svcproxy status",
             "svcproxy status -o json | jq .readiness",
+            "svcproxy status --role dns                   # the DNS workers alone",
             "svcproxy status --probe readyz               # exec probe of the agent",
             "svcproxy status --role dns --probe livez     # exec probe of the DNS workers",
         ),
@@ -275,9 +278,12 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "resolve",
         "svcproxy.client.resolve:run",
-        "ask the node's DNS",
+        "ask the node's DNS, and explain the answer",
         "Sends a real DNS query to the addresses that the instance listens on (UDP, and TCP if the answer is cut) and\n"
-        "prints the records. Exits with 1 if there are none.",
+        "prints the records; then, step by step, why: which object the name is about, why it does not exist, which\n"
+        "upstream is asked, what is kept. The DNS worker explains its answer, the agent tells of the Service and its\n"
+        "slices; each is of use without the other. With --server somebody else is asked and nothing is explained.\n"
+        "Exits with 1 if there are no records.",
         _resolve,
         (
             "svcproxy resolve web.shop",

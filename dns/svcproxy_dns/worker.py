@@ -14,6 +14,7 @@ from svcproxy_dns.answers import Answers
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.contents import Schema
 from svcproxy_dns.domains import Domains
+from svcproxy_dns.explain import Explainer
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
@@ -116,7 +117,10 @@ class DnsWorker:
         self._rendered = Rendered()
         self._stubs = config.stub_domains
         self._forwarder = forwarder_of(config)
-        self.answers = Answers(self._zone, Domains(config.zones), self._rendered, int(clock()), self._forwarder)
+        domains = Domains(config.zones)
+        self.answers = Answers(self._zone, domains, self._rendered, int(clock()), self._forwarder)
+        resolver = self._forwarder.resolver if self._forwarder is not None else None
+        self.explainer = Explainer(self._zone, domains, self._rendered, resolver, config.stub_domains)
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits

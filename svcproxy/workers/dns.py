@@ -37,6 +37,7 @@ from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
 from svcproxy.workers.dns_query_log import QueryLogOutput
+from svcproxy.workers.dns_status import DnsStatusApi, Surroundings
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolv_conf import ResolvConf
 from svcproxy_dns.self_check import SelfCheck
@@ -133,7 +134,20 @@ class DnsRole:
         )
         self._query_log = QueryLogOutput(self._worker)
         self._self_check = SelfCheck(config.dns.cluster_domain, self._worker.sockets)
-        self._doors = WorkerServer(WorkerAnswers(self._livez, self._readyz, self._metrics.render, self._laggards))
+        about = Surroundings(
+            name=run.path.name,
+            instance=place.instance.paths.name,
+            config=lambda: self._life.config.dns,
+            readiness=self._readyz,
+            feed=lambda: self._feed.state,
+            feed_error=lambda: self._feed.error,
+            listen=lambda: [socket_name(each) for each in self._worker.sockets() if each.fileno() >= 0],
+            config_errors=lambda: self._life.config_errors,
+        )
+        status = DnsStatusApi(self._worker, about)
+        self._doors = WorkerServer(
+            WorkerAnswers(self._livez, self._readyz, self._metrics.render, self._laggards, status.routes())
+        )
         self._leaves = asyncio.Event()
         """Set when there is nobody left to answer for, or no time."""
         self._configs_refused = 0

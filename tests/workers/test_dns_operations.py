@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from svcproxy.cli import main
 from svcproxy.client.connection import StatusClient, find_instance
 from tests.workers.test_roles import QNAME, TIMEOUT, World, eventually, free_port
 
@@ -214,6 +215,19 @@ def test_programming_is_measured_from_the_trigger_to_the_acknowledgement_of_the_
     eventually(lambda: world.answer("127-97-0-6.web.shop.svc.cluster.local.") != [], "a trigger before the start")
     eventually(lambda: world.ask("/v1/status")["workers"][0]["lag"] == 0, "both are acknowledged")
     assert (measured("cluster_ip"), measured("headless_with_selector")) == (1, 1)
+
+
+def test_the_command_line_asks_both_roles(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.start("agent")
+    world.start("dns")
+    eventually(lambda: world.ready() and world.ready("dns-0"), "both are ready")
+    assert main(["resolve", "web.shop", "--run-dir", str(world.run_dir)]) == 0
+    printed = capsys.readouterr()
+    assert "the Service shop/web, ClusterIP 127.96.0.20" in printed.out
+    assert "Endpoints of shop/web" in printed.out
+    assert printed.err == ""
+    assert main(["status", "--run-dir", str(world.run_dir)]) == 0
+    assert re.search(r"^dns-0 +ready +live ", capsys.readouterr().out, re.MULTILINE)
 
 
 LINE = re.compile(
