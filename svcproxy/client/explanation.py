@@ -74,20 +74,28 @@ def find_node(arguments: argparse.Namespace) -> Node:
         node.agent, node.listen, node.zones = agent, dns["listen"], dns["zones"]
     except ClientError as exc:
         node.notes.append(f"no agent to ask: {exc}")
-    try:
-        found = [StatusClient(each.admin_socket) for each in worker_instances(run_dir, "dns", arguments.instance)]
-        listen: set[str] = set()
-        for worker in found:
+    listen: set[str] = set()
+    for worker in _workers(node, run_dir, arguments.instance):
+        try:
             status = worker.get("/v1/status", api.DnsStatus)
-            node.workers.append(worker)
-            node.zones = list(status.zones)
-            listen.update(each.partition("/")[2] for each in status.listen)
-        node.listen = sorted(listen) or node.listen
-    except ClientError as exc:
-        node.notes.append(f"no DNS worker to ask: {exc}")
+        except ClientError as exc:
+            node.notes.append(f"a DNS worker cannot be asked: {exc}")
+            continue
+        node.workers.append(worker)
+        node.zones = list(status.zones)
+        listen.update(each.partition("/")[2] for each in status.listen)
+    node.listen = sorted(listen) or node.listen
     if node.agent is None and not node.workers:
         raise ClientError("; ".join(node.notes))
     return node
+
+
+def _workers(node: Node, run_dir: Path, name: str) -> list[StatusClient]:
+    try:
+        return [StatusClient(each.admin_socket) for each in worker_instances(run_dir, "dns", name)]
+    except ClientError as exc:
+        node.notes.append(f"no DNS worker to ask: {exc}")
+        return []
 
 
 def service_named(name: str, domain: str) -> str:

@@ -237,7 +237,9 @@ class DnsRole:
     def _lock_changed(self, held: bool) -> None:
         self._serves = held
         self._doors.want_tcp(held)
-        if not held:
+        if held:
+            self._leaves.clear()
+        else:
             self._leaves.set()
         log.info("this instance is the node's" if held else "another instance is the node's")
 

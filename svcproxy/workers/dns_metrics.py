@@ -89,6 +89,11 @@ class _Collector(Collector):
         yield from self._traffic(now)
         if now.forward is not None:
             yield from forward_metrics(now.forward, [self._server, ".", ""])
+        panics = CounterMetricFamily(
+            "coredns_panics", "Queries answered with SERVFAIL for a fault of the worker's own."
+        )
+        panics.add_metric([], float(getattr(now, "panics", 0)))
+        yield panics
         info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
         info.add_metric([f"svcproxy-{__version__}", "", ""], 1)
         yield info
