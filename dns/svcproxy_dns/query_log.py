@@ -11,7 +11,9 @@ logged, as in CoreDNS: they are counted.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
 
 from svcproxy.config import DnsQueryLogConfig, QueryClass
 from svcproxy_dns.elsewhere import Deliver, Later
@@ -60,8 +62,7 @@ Pod = tuple[str, str]
 """Namespace and name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One response."""
 
     client: str
@@ -227,13 +228,22 @@ def _entry(
         do=query.dnssec_ok,
         bufsize=TCP_MAX_OCTETS if tcp else max(query.opt_payload or 0, UDP_DEFAULT_OCTETS),
         rcode=_RCODES.get(rcode, str(rcode)),
-        flags=",".join(name for bit, name in _FLAGS if flags & bit),
+        flags=_flags(flags & ~0xF),
         rsize=len(response),
         duration=duration,
         pod=pod,
     )
 
 
+@lru_cache(1024)
+def _flags(flags: int) -> str:
+    return ",".join(name for bit, name in _FLAGS if flags & bit)
+
+
 def spelled(labels: Sequence[str]) -> str:
     """A name of labels, each character an octet, in printable ASCII (RFC 1035 §5.1), with the final dot."""
-    return "".join([f"{label.translate(_ESCAPES)}." for label in labels]) or "."
+    return "".join([f"{_escaped(label)}." for label in labels]) or "."
+
+
+def _escaped(label: str) -> str:
+    return label if label.isascii() and label.isalnum() else label.translate(_ESCAPES)

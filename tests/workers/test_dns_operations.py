@@ -7,12 +7,16 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import dnslib
+import dnslib.server
 import pytest
 
 from svcproxy.cli import main
@@ -106,13 +110,50 @@ def test_a_successor_that_comes_during_the_lame_duck_ends_it(world: World, door:
     assert world.resolves()
 
 
-def test_m26_without_names_it_is_alive_and_not_ready(world: World, door: int) -> None:
-    """M26, the last of its questions; tests/dns has the others."""
+class Everywhere(dnslib.server.BaseResolver):  # type: ignore[misc]  # dnslib has no types
+    """Gives every name one address."""
+
+    def resolve(self, request: Any, handler: Any) -> Any:
+        reply = request.reply()
+        reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A("192.0.2.53"), ttl=60))
+        return reply
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    """ADDRESS:PORT of a resolver."""
+    server = dnslib.server.DNSServer(Everywhere(), address="127.0.0.1", port=0, logger=dnslib.server.DNSLogger("-all"))
+    server.start_thread()
+    yield ":".join(map(str, server.server.server_address))
+    server.stop()
+    server.server.server_close()
+
+
+def test_m26_without_names_it_is_alive_not_ready_and_says_so(world: World, door: int, upstream: str) -> None:
+    """M26. Without an agent the worker serves after a while all the same."""
+    world.tree["dns"] |= {"upstreams": [upstream], "lameduck": 0}
+    world.write_config()
     world.start("dns")
     eventually(lambda: fetch(door, "/health") == (200, "OK"), "the worker is there")
+    eventually(lambda: world.answer("www.example.com.") == ["192.0.2.53"], "names outside the zone are resolved")
     assert fetch(door, "/ready") == (503, "kubernetes")
+
+    def ask(name: str, qtype: str) -> tuple[str, list[str], list[str]]:
+        """Code, and types of the answer and of the authority section."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(("127.0.0.1", world.port))
+            client.send(dnslib.DNSRecord.question(name, qtype).pack())
+            found = dnslib.DNSRecord.parse(client.recv(512))
+        types = [[dnslib.QTYPE[each.rtype] for each in section] for section in (found.rr, found.auth)]
+        return dnslib.RCODE[found.header.rcode], types[0], types[1]
+
+    assert ask(QNAME, "A") == ("SERVFAIL", [], ["SOA"])
+    assert ask("svc.cluster.local.", "A") == ("NOERROR", [], ["SOA"])
+    assert ask("cluster.local.", "SOA") == ("NOERROR", ["SOA"], [])
     world.start("agent")
     eventually(lambda: fetch(door, "/ready") == (200, "OK"), "the worker is ready")
+    assert world.resolves()
 
 
 def test_each_worker_has_a_metrics_port_of_its_own(world: World, door: int) -> None:
