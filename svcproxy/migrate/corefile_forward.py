@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from svcproxy import syntax
 from svcproxy.config import UpstreamPolicy
 from svcproxy.migrate.caddyfile import Directive
+from svcproxy.migrate.corefile_plugins import BY_OPTION
 from svcproxy.migrate.corefile_scope import NOT_CARRIED_OVER, Scope, first, one_of
 from svcproxy.migrate.draft import Draft, Place, Treatment
 from svcproxy.migrate.values import integer
@@ -40,6 +41,9 @@ def forward(scope: Scope, directive: Directive, keys: Sequence[Key]) -> None:
         return
     text = "dns.forward is the same for all upstreams: what the block of . has counts"
     for line in directive.block:
+        option = BY_OPTION.get(("forward", line.name))
+        if option is not None and option.treatment is Treatment.SAME and not option.key:
+            continue
         scope.draft.say(scope.place(line, f"forward.{line.name}"), Treatment.DIFFERS, text, " ".join(line.args))
 
 

@@ -92,7 +92,7 @@ class _Migration:
     def unsaid(self) -> None:
         """What kube-proxy does by default and svcproxy does not."""
         draft, of = self._draft, self._of
-        if "dataplane.mode" not in draft.values:
+        if of.given("mode") is None:
             place = Place(Source.KUBE_PROXY, "mode")
             draft.set("dataplane.mode", "nftables", place, _mode_text("iptables"), was="iptables", differs=True)
         if of.given("nodePortAddresses") is None and of.mode != "nftables":
@@ -103,7 +103,9 @@ class _Migration:
         if of.given("conntrack.tcpBeLiberal") is None:
             draft.say(Place(Source.KUBE_PROXY, "conntrack.tcpBeLiberal"), Treatment.DIFFERS, _LIBERAL, "unset")
         if of.given("clusterCIDR") is None and self._local_mode() == "ClusterCIDR":
-            draft.say(Place(Source.KUBE_PROXY, "clusterCIDR"), Treatment.DIFFERS, _NO_DETECTION, "unset")
+            mode = of.given("detectLocalMode")
+            place = mode.place if mode is not None else Place(Source.KUBE_PROXY, "clusterCIDR")
+            draft.say(place, Treatment.DIFFERS, _NO_DETECTION, "clusterCIDR unset")
         if of.server is not None:
             try:
                 url = syntax.api_server_url(string(of.server.value))

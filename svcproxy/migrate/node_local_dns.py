@@ -123,6 +123,13 @@ def migrate_node_local_dns(
     words = Words(stand_for, frozenset({CLUSTER, *cluster_ips}))
     scope = Scope(draft, Source.NODE_LOCAL_DNS, cache.corefile.file, words)
     migrate(cache.corefile, scope)
+    if kube_dns is not None and upstreams:
+        place = Place(Source.KUBE_DNS, "upstreamNameservers", kube_dns.file)
+        if any(UPSTREAM in each.args for block in cache.corefile.blocks for each in block.directives):
+            draft.say(place, Treatment.SAME, "", upstreams, "dns.upstreams")
+        else:
+            text = "left out: the cache's Corefile forwards elsewhere"
+            draft.say(place, Treatment.NEEDLESS, text, upstreams)
     return list(dict.fromkeys([*local, *scope.binds]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from svcproxy.config import Config, dump
-from svcproxy.document import plain, read
+from svcproxy.document import Document, Value, plain
 from svcproxy.migrate import corefile, kube_proxy
 from svcproxy.migrate.corefile_scope import Scope, Words
 from svcproxy.migrate.draft import Draft, Place, Remark, Source, Treatment, has_key
@@ -18,8 +18,6 @@ from svcproxy.options import check
 
 WIDTH = 110
 """Columns of a comment."""
-FILE = "svcproxy.yaml"
-"""What problems of the result are told of; nobody sees it."""
 
 _HEADINGS = {
     Treatment.NONE: "svcproxy cannot do this:",
@@ -61,18 +59,41 @@ def migrate(inputs: Inputs) -> Draft:
 def _settle(draft: Draft) -> None:
     """Leave out what svcproxy would refuse."""
     for _ in range(len(draft.values) + 1):
-        documents = read(msgspec.json.encode(nested(draft.values)), FILE)
-        _, problems = check(documents[0]) if documents else (None, ())
-        keys = {key: problem.message for problem in problems for key in draft.values if _is_about(problem.path, key)}
-        if not keys:
-            assert not problems, problems  # each is about a key that was set
+        _, problems = check(Document("", 0, _value(nested(draft.values))))
+        if not problems:
             return
+        found = [(problem, problem.path.partition("[")[0]) for problem in problems]
+        keys = {_cause(path, draft.values): str(problem.message) for problem, path in found}
         for key, message in keys.items():
             draft.unset(key, Treatment.NONE, f"cannot be carried over: {message}")
 
 
-def _is_about(path: str, key: str) -> bool:
-    return path == key or path.startswith((f"{key}[", f"{key}."))
+def _value(content: Any) -> Value:
+    """Built-in values as if they had been read."""
+    match content:
+        case dict():
+            return Value(0, {key: _value(each) for key, each in content.items()})
+        case list():
+            return Value(0, [_value(each) for each in content])
+        case _:
+            return Value(0, content)
+
+
+def _cause(path: str, values: Mapping[str, Any]) -> str:
+    """The key that was set and leads to a problem at `path`."""
+    at = path
+    while at and at not in values:
+        at = at.rpartition(".")[0]
+    return at or next(cause for cause in _CAUSES.get(path, ()) if cause in values)
+
+
+_CAUSES = {
+    "dataplane.pod_bridge_interface": ("dataplane.detect_local_mode",),
+    "dataplane.pod_interface_name_prefix": ("dataplane.detect_local_mode",),
+    "dataplane.cluster_cidrs": ("dataplane.detect_local_mode",),
+    "admin.metrics_listen": ("admin.health_listen",),
+}
+"""By key that is at its default: which others may be what it does not go together with."""
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,4 +224,5 @@ def _scalar(value: Any) -> str:
     simple = isinstance(value, str) and value[:1] not in ("", "-", ".") and _PLAIN.issuperset(value)
     if simple and isinstance(plain(value), str):
         return str(value)
-    return msgspec.json.encode(value).decode()
+    text = msgspec.json.encode(value).decode()
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
