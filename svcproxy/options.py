@@ -120,13 +120,19 @@ def load(
     for key, value, source in _defaults(document, environ):
         document = _with(document, key, value)
         sources[key] = source
-    config, found = convert(document, Config)
-    if config is not None:
-        found = (*found, *_contradictions(config, document, {problem.path for problem in found}))
+    config, found = check(document)
     problems += [_at_source(problem, sources) for problem in found]
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (not problem.file, problem.line or 0)))
     return config
+
+
+def check(document: Document) -> tuple[Config | None, tuple[Problem, ...]]:
+    """A document as configuration, and everything that is wrong with it. What the machine says is not filled in."""
+    config, found = convert(document, Config)
+    if config is None:
+        return None, found
+    return config, (*found, *_contradictions(config, document, {problem.path for problem in found}))
 
 
 def _read_file(path: str) -> tuple[Document, list[Problem]]:
