@@ -3,8 +3,8 @@
 
     python -m deploy.image.archive OUT.tar NAME:TAG…      the image of svcproxy, from this checkout
 
-The format is `docker save`'s: a tar with manifest.json, the configuration and a tar for each layer. Equal files give equal
-octets: members are sorted, belong to root and are as old as `SOURCE_DATE_EPOCH`.
+The format is `docker save`'s: a tar with manifest.json, the configuration and a tar for each layer. Equal files give
+equal octets: members are sorted, belong to root and are as old as `SOURCE_DATE_EPOCH`.
 """
 
 import hashlib

@@ -3,9 +3,9 @@
 
     python -m deploy.image.rootfs FOLDER        in a checkout, on the Debian that image.toml names, as root
 
-deploy/Dockerfile runs this, and so does archive.py, which needs no Docker. Equal inputs give equal files: the time in them
-is `SOURCE_DATE_EPOCH`, bytecode is checked against nothing. A layer whose inputs have not changed can be kept; `key` says
-whether. Needs the packages of requirements/test.txt, apt-get, dpkg-deb and a C compiler.
+deploy/Dockerfile runs this, and so does archive.py, which needs no Docker. Equal inputs give equal files: the time in
+them is `SOURCE_DATE_EPOCH`, bytecode is checked against nothing. A layer whose inputs have not changed can be kept;
+`key` says whether. Needs the packages of requirements/test.txt, apt-get, dpkg-deb and a C compiler.
 """
 
 import hashlib
@@ -129,7 +129,7 @@ LAYERS = (
 
 
 def _compile(folder: Path) -> None:
-    """Bytecode beside every module: the probes' processes start with what they find. It names no path of this machine."""
+    """Bytecode beside every module: the probes are processes that start anew. It names no path of this machine."""
     options = ("-q", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", "/")
     _run(sys.executable, "-m", "compileall", *options, str(folder / "usr"), environment={"PYTHONHASHSEED": "0"})
 

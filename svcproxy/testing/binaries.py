@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that end-to-end tests and benchmarks run, Kubernetes', CoreDNS and a node's, built from their Go modules.
+"""The programs that end-to-end tests and benchmarks run: Kubernetes', CoreDNS, a node's. Built from their Go modules.
 
 A program is looked for in `$SVCPROXY_TEST_BINARIES` and on `PATH` first, where it counts only if it reports the wanted
 version; else it is built once into a cache outside the checkout, in a file named by its version. Building needs `go`
@@ -10,6 +10,7 @@ anything is installed.
 """
 
 import fcntl
+import functools
 import json
 import os
 import re
@@ -102,6 +103,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svcproxy"
 
 
+@functools.cache
 def find(name: str) -> Path:
     """The path of a program, built first if need be. Raises `CalledProcessError` if the build fails."""
     program = PROGRAMS[name]

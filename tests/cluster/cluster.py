@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Kubernetes cluster on this machine: a control plane and nodes with kubelet and containerd, each in namespaces.
 
-Everything dies with the process that holds it, also when that is killed; what a killed one has left behind (cgroups and a
-folder) is removed by the next `sweep`.
+Everything dies with the process that holds it, also when that is killed; what a killed one has left behind (cgroups and
+a folder) is removed by the next `sweep`.
 """
 
 import fcntl

@@ -3,8 +3,8 @@
 
     python -m tests.cluster.node SPEC.json        in new mount, UTS, IPC and pid namespaces, and the node's network
 
-What would change the host is put out of the way: /var/lib, /var/log and /run are the node's own, and the kernel parameters
-that a kubelet writes for the whole machine are plain files.
+What would change the host is put out of the way: /var/lib, /var/log and /run are the node's own, and the kernel
+parameters that a kubelet writes for the whole machine are plain files.
 """
 
 import json

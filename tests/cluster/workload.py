@@ -13,8 +13,10 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections import Counter
+from pathlib import Path
 
 AT_ONCE = 4
 """Connections of `load`."""
@@ -24,25 +26,18 @@ TIMEOUT = 4.0
 """Seconds: longer than two retransmissions of SYN."""
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 HEAD_OCTETS_MAX = 4096
-
-
-class Datagrams(asyncio.DatagramProtocol):
-    """Answers every datagram."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `DatagramProtocol`."""
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        """See `DatagramProtocol`."""
-        del data
-        self._transport.sendto(said_to(addr), addr)
+CA_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
 
 
 def said_to(client: tuple[str, int]) -> bytes:
     """The pod's name and the client as it is seen."""
     return f"{socket.gethostname()} {client[0].removeprefix('::ffff:')}\n".encode()
+
+
+def answer_datagram(socket_: socket.socket) -> None:
+    """One datagram."""
+    _, client = socket_.recvfrom(HEAD_OCTETS_MAX)
+    socket_.sendto(said_to(client), client)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,10 +57,13 @@ async def serve(port: int, drain: float) -> None:
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ending.set)
-    await loop.create_datagram_endpoint(Datagrams, ("::", port), family=socket.AF_INET6)
-    async with await asyncio.start_server(answer, ["0.0.0.0", "::"], port, limit=HEAD_OCTETS_MAX):
-        await ending.wait()
-        await asyncio.sleep(drain)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("::", port))
+        loop.add_reader(datagrams, answer_datagram, datagrams)
+        async with await asyncio.start_server(answer, ["0.0.0.0", "::"], port, limit=HEAD_OCTETS_MAX):
+            await ending.wait()
+            await asyncio.sleep(drain)
+        loop.remove_reader(datagrams)
 
 
 async def ask(host: str, port: int) -> str:
@@ -86,6 +84,17 @@ def ask_udp(host: str, port: int) -> str:
         asking.connect(address)
         asking.send(b"?")
         return asking.recv(HEAD_OCTETS_MAX).decode().strip()
+
+
+def certificate_names(host: str, port: int) -> list[str]:
+    """The DNS names that a server proves to have."""
+    context = ssl.create_default_context(cafile=CA_FILE)
+    with (
+        socket.create_connection((host, port), TIMEOUT) as connection,
+        context.wrap_socket(connection, server_hostname=host) as secured,
+    ):
+        certificate = secured.getpeercert() or {}
+    return [str(value) for _, value in certificate["subjectAltName"]]
 
 
 async def outcome(host: str, port: int) -> str:
@@ -141,6 +150,10 @@ def main(words: list[str]) -> None:
             print(asyncio.run(asyncio.wait_for(ask(host, int(port)), TIMEOUT)))
         case ["ask", host, port, "udp"]:
             print(ask_udp(host, int(port)))
+        case ["tls", host, port]:
+            print(json.dumps(certificate_names(host, int(port))))
+        case ["file", path]:
+            print(Path(path).read_text())
         case ["resolve", name]:
             print(json.dumps(resolve(name)))
         case ["load", host, port]:
