@@ -172,6 +172,35 @@ def _cleanup(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _migrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("yaml", "json"), default="yaml", help="how to print (default: yaml)")
+    parser.add_argument("-w", "--write", metavar="FILE", help="write to this file (default: standard output)")
+    files = parser.add_argument_group(
+        "files", "As they are, or the objects that hold them in YAML or JSON; - is standard input. None: the cluster."
+    )
+    files.add_argument(
+        "--kube-proxy", metavar="FILE", help="KubeProxyConfiguration; ConfigMap, DaemonSet of kube-proxy"
+    )
+    files.add_argument("--corefile", metavar="FILE", help="Corefile, or ConfigMap, of CoreDNS")
+    files.add_argument("--node-local-dns", metavar="FILE", help="the same, or DaemonSet, of NodeLocal DNSCache")
+    files.add_argument("--kube-dns", metavar="FILE", help="ConfigMap and Service kube-dns")
+    files.add_argument(
+        "--env", metavar="NAME=VALUE", action="append", help="value of {$NAME} in Corefiles (repeatable)"
+    )
+    cluster = parser.add_argument_group(
+        "cluster", "Read from kube-system; needs get of ConfigMaps, DaemonSets, Services."
+    )
+    cluster.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, else the Pod's)")
+    cluster.add_argument("--api-server", metavar="URL", action="append", help="API server in place of the kubeconfig's")
+
+
+_MIGRATE = """\
+Reads how kube-proxy, CoreDNS and NodeLocal DNSCache are set up, and prints the configuration of svcproxy that means the
+same. What svcproxy does in another way, or cannot do, is said in comments, each with the file and line that it is
+about; with -o json the same for programs. Nothing is changed. docs/migrate.md goes through a whole migration.
+
+Exit codes: 0 printed, 1 the cluster cannot be read, 2 arguments or files unusable."""
+
 _RENDER = """\
 Prints a script for `nft -f` (tried with nft 1.0.6) under which new connections meet what they meet under the nftables
 data plane. It is made of what the agent wants to be in force, not read from the kernel: compare with `nft list
@@ -330,6 +359,19 @@ VERBS: tuple[Verb, ...] = (
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
         configured=True,
+    ),
+    Verb(
+        "migrate",
+        "svcproxy.migrate.verb:run",
+        "turn the configuration of kube-proxy and CoreDNS into svcproxy's",
+        _MIGRATE,
+        _migrate,
+        (
+            "svcproxy migrate > config.yaml               # from the cluster of the current kubeconfig",
+            "svcproxy migrate --kube-proxy config.conf --corefile Corefile --write config.yaml",
+            "kubectl -n kube-system get configmap coredns -o yaml | svcproxy migrate --corefile -",
+            "svcproxy migrate -o json | jq '.remarks[] | select(.treatment == \"none\")'",
+        ),
     ),
     Verb(
         "cleanup",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from svcproxy.config import Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
+from svcproxy.config import INTERCEPTED_MAX, Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
 from svcproxy.convert import convert
 from svcproxy.document import Document, Value, read
 from svcproxy.errors import ConfigError, Problem
@@ -121,13 +121,19 @@ def load(
     for key, value, source in _defaults(document, environ):
         document = _with(document, key, value)
         sources[key] = source
-    config, found = convert(document, Config)
-    if config is not None:
-        found = (*found, *_contradictions(config, document, {problem.path for problem in found}))
+    config, found = check(document)
     problems += [_at_source(problem, sources) for problem in found]
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (not problem.file, problem.line or 0)))
     return config
+
+
+def check(document: Document) -> tuple[Config | None, tuple[Problem, ...]]:
+    """A document as configuration, and everything that is wrong with it. What the machine says is not filled in."""
+    config, found = convert(document, Config)
+    if config is None:
+        return None, found
+    return config, (*found, *_contradictions(config, document, {problem.path for problem in found}))
 
 
 def _read_file(path: str) -> tuple[Document, list[Problem]]:
@@ -202,12 +208,16 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     for section, key, values in (
         ("kube", "api_servers", kube.api_servers),
         ("dns", "listen", config.dns.listen),
+        ("dns", "intercept", config.dns.intercept),
         ("dns", "zones", config.dns.zones),
         ("dns", "upstreams", config.dns.upstreams),
     ):
         for index, value in enumerate(values):
             if value in values[:index] and not value.endswith(":0"):
                 yield document.problem(f"{value} is listed twice", (section, key, index))
+    if len(config.dns.intercept) > INTERCEPTED_MAX:
+        problem = f"{len(config.dns.intercept)} addresses, at most {INTERCEPTED_MAX} can be intercepted"
+        yield document.problem(problem, ("dns", "intercept"))
     if not config.dns.cluster_domain and "dns.zones" not in bad:
         yield document.problem("a cluster domain is needed besides zones of addresses", ("dns", "zones"))
     if config.dns.enabled and not config.dns.listen:

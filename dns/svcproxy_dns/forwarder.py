@@ -204,7 +204,10 @@ class Forwarder:
     def resolve(self, query: Query, ident: bytes, transport: int, aliases: Sequence[Alias] = ()) -> bytes | Later:
         """See `Elsewhere`."""
         found = self.resolver.lookup(query, ident, transport, aliases, self._clock())
-        return found if isinstance(found, bytes) else _Pending(self, found)
+        if isinstance(found, bytes):
+            self.resolver.counts.at_hand += 1
+            return found
+        return _Pending(self, found)
 
     def begin(self, waiting: Waiting, client: str, deliver: Deliver) -> None:
         """See `Later`."""

@@ -21,11 +21,13 @@ from svcproxy_dns.elsewhere import Alias, Deliver
 from svcproxy_dns.forwarding import Answered, Ask, Drop, Exchange, Failed, Failure, Question, Sample, Timing
 from svcproxy_dns.rendered import TCP, Tally
 from svcproxy_dns.replies import Record
+from svcproxy_dns.traffic import Counts
 from svcproxy_dns.upstreams import Plan, Upstream, Upstreams
 from svcproxy_dns.wire import (
     AA,
     CD,
     CLASS_IN,
+    ID_OCTETS,
     TCP_MAX_OCTETS,
     Query,
     Rcode,
@@ -135,6 +137,8 @@ class Resolver:
         """Upstreams that may loop."""
         self.responses: dict[tuple[str, str, str], Tally] = {}
         """By (type, rcode, `forward` or `cache`), by transport."""
+        self.counts = Counts()
+        """Of the same responses."""
         self.hits = self.misses = self.stale = self.rejected = self.broken = self.ignored = 0
 
     @property
@@ -336,7 +340,9 @@ class Resolver:
             tally = self.responses[key] = [0] * _TRANSPORTS
         tally[waiting.transport] += 1
         limit = TCP_MAX_OCTETS if waiting.transport & TCP else query.udp_limit
-        return body.render(query, limit, ttl, flags)
+        response = body.render(query, limit, ttl, flags)
+        self.counts.add(query.octets, len(response) + ID_OCTETS, waiting.transport, dnssec_ok=query.dnssec_ok)
+        return response
 
 
 def _behind(aliases: Sequence[Alias], query: Query, name: bytes, body: Body) -> Body:

@@ -58,6 +58,11 @@ class AddressSet:
         """The records with another owner, each once."""
         return [owner + record[len(QUESTION_POINTER) :] for record in self._records.values()]
 
+    def after_owner(self, ip: str) -> bytes | None:
+        """The record of an address without its owner; None if it is not held."""
+        record = self._records.get(ip)
+        return record[len(QUESTION_POINTER) :] if record is not None else None
+
     def take(self, count: int) -> bytes:
         """The next `count` records of the ring, at most all. The set must not be empty."""
         if len(self._records) == 1:

@@ -7,12 +7,17 @@ nothing.
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
+from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
+from svcproxy_dns.panics import Panics
 from svcproxy_dns.query_log import QueryLog
+from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond
 
 BATCH = 32
@@ -41,6 +46,8 @@ class TcpState:
 
     respond: Respond
     limits: TcpLimits
+    traffic: Traffic
+    panics: Panics
     log: QueryLog | None = None
     """Is told of every response."""
     connections: set["TcpConnection"] = field(default_factory=set)
@@ -164,22 +171,34 @@ class TcpConnection(asyncio.Protocol):
     def _answer_one(self, message: bytes, transport: asyncio.Transport) -> bool:
         """Answer a message, now or later; False if it gets no answer."""
         log = self._state.log
-        began = log.clock() if log is not None else 0.0
-        response = self._state.respond(message, self._number)
+        read_at = log.clock() if log is not None else 0.0
+        response = self._respond(message)
         if isinstance(response, bytes):
             transport.write(frame(response))
             if log is not None:
-                log.answered(message, response, self._peer, self._number, began)
+                log.answered(message, response, self._peer, self._number, read_at)
         elif response is not None:
             if log is not None:
-                response = log.follow(response, message, self._peer, self._number, began)
+                response = log.follow(response, message, self._peer, self._number, read_at)
             self._waiting += 1
-            response.begin(self._client, self._deliver)
+            response.begin(self._client, partial(self._deliver, time.perf_counter()))
         return response is not None
 
-    def _deliver(self, response: bytes) -> None:
-        """Write a response that has been found out."""
+    def _respond(self, message: bytes) -> bytes | Later | None:
+        began, elsewhere = time.perf_counter(), self._state.traffic.elsewhere
+        at_hand = elsewhere.at_hand
+        try:
+            response = self._state.respond(message, self._number)
+        except Exception:  # noqa: BLE001  # the way of one query ends here, not the connection's
+            response = self._state.panics.response(message)
+        if isinstance(response, bytes):
+            self._state.traffic.took(time.perf_counter() - began, 1, elsewhere.at_hand - at_hand)
+        return response
+
+    def _deliver(self, began: float, response: bytes) -> None:
+        """Write a response that has been found out for a query that was read when it `began`."""
         self._waiting -= 1
+        self._state.traffic.elsewhere.durations.observe(time.perf_counter() - began)
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() > UNREAD_MAX:

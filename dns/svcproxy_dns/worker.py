@@ -19,11 +19,13 @@ from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
+from svcproxy_dns.panics import Panics
 from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
 from svcproxy_dns.tcp import TcpLimits
+from svcproxy_dns.traffic import Counts, Traffic
 from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
@@ -57,6 +59,9 @@ class DnsStatistics:
     connections: int
     connections_refused: int
     connections_expired: int
+    traffic: Traffic
+    panics: int
+    """Queries that could not be answered for a fault of the worker's own, and got SERVFAIL."""
     forward: ForwardStatistics | None
     """What concerns other names; None if they are refused."""
 
@@ -112,7 +117,7 @@ class DnsWorker:
             ),
             ttl=config.ttl,
             rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
-            server_addresses=_reachable(config.listen),
+            server_addresses=_reachable(config.sockets),
         )
         self._rendered = Rendered()
         self._stubs = config.stub_domains
@@ -121,10 +126,13 @@ class DnsWorker:
         self.answers = Answers(self._zone, domains, self._rendered, int(clock()), self._forwarder)
         resolver = self._forwarder.resolver if self._forwarder is not None else None
         self.explainer = Explainer(self._zone, domains, self._rendered, resolver, config.stub_domains)
+        resolved = self._forwarder.resolver.counts if self._forwarder is not None else Counts()
+        self._traffic = Traffic(self.answers.counts, resolved)
+        self._panics = Panics()
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
-        self._server = DnsServer(self.answers.respond, (), limits)
+        self._server = DnsServer(self.answers.respond, (), limits, self._traffic, self._panics)
         self._query_log: QueryLog | None = None
 
     @property
@@ -139,7 +147,7 @@ class DnsWorker:
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
-        self._server = DnsServer(self.answers.respond, sockets, self._limits)
+        self._server = DnsServer(self.answers.respond, sockets, self._limits, self._traffic, self._panics)
         self._server.use_log(self._query_log)
         await self._server.start()
 
@@ -198,6 +206,8 @@ class DnsWorker:
             connections=self._server.connections,
             connections_refused=self._server.refused,
             connections_expired=self._server.expired,
+            traffic=self._traffic,
+            panics=self._panics.count,
             forward=self._forwarder.statistics() if self._forwarder is not None else None,
         )
 
@@ -210,7 +220,7 @@ def forwarder_of(config: DnsConfig) -> Forwarder | None:
     rng = random.SystemRandom()
     reply_times = ReplyTimes()
     resolver = Resolver(
-        Upstreams(forward.policy, rng, config.listen),
+        Upstreams(forward.policy, rng, config.sockets),
         Cache(
             CacheLimits(
                 ttl_min=cache.ttl_min,

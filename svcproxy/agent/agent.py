@@ -235,7 +235,9 @@ class Agent:
         plane.show(self._state)
 
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
+        self._addresses = addresses.difference(
+            self._life.config.dns.intercept
+        )  # they are the DNS role's while it answers
         self._view_changed()
 
     def _view_changed(self) -> None:
@@ -307,7 +309,7 @@ class Agent:
         if stale and synced:
             known = [each.last_contact for each in self._source.status() if not each.optional]
             contacts = [each for each in known if each is not None]
-            since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
+            since = instant.wall_at(min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 
     # --- state on disk

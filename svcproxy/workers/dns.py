@@ -38,6 +38,7 @@ from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
 from svcproxy.workers.dns_query_log import QueryLogOutput
 from svcproxy.workers.dns_status import DnsStatusApi, Surroundings
+from svcproxy.workers.interception import InterceptionCollector, Prover, Standing
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolv_conf import ResolvConf
 from svcproxy_dns.self_check import SelfCheck
@@ -70,7 +71,7 @@ class DnsTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
-        wanted = set(self._config.dns.listen)
+        wanted = set(self._config.dns.sockets)
         sockets = []
         for name, taken in inherited.items():
             if name.partition("/")[2] in wanted:
@@ -91,7 +92,8 @@ class DnsTenant:
         deadline = asyncio.get_running_loop().time() + BIND_PATIENCE
         while True:
             try:
-                return bind_listeners(listen, shared=self._config.dns.workers > 1)
+                dns = self._config.dns
+                return bind_listeners(listen, shared=dns.workers > 1, absent=dns.intercept)
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
                     raise
@@ -129,8 +131,14 @@ class DnsRole:
         self._serves = False
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
+        self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
+        intercepted = InterceptionCollector(config.dns.intercept, lambda: self._prover.local)
         self._metrics = DnsMetrics(
-            self._worker.statistics, lambda: self._feed.state.stale, config.dns, self._statistics
+            self._worker.statistics,
+            lambda: self._feed.state.stale,
+            config.dns,
+            [intercepted],
+            self._statistics,
         )
         self._query_log = QueryLogOutput(self._worker)
         self._self_check = SelfCheck(config.dns.cluster_domain, self._worker.sockets)
@@ -167,6 +175,7 @@ class DnsRole:
             work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
+                "interception": self._prover.run(),
                 "self-check": self._self_check.run(),
                 "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
@@ -243,6 +252,13 @@ class DnsRole:
             self._leaves.set()
         log.info("this instance is the node's" if held else "another instance is the node's")
 
+    def _standing(self) -> Standing:
+        active = None if self._serves else self._run.active()
+        return Standing(
+            answers=self._serves and self._feed.state.complete and not self._life.stopping.is_set(),
+            stands_by=active is not None and active.name != self._instance.paths.name,
+        )
+
     # --- probes
 
     def _livez(self) -> api.Readiness:
@@ -260,6 +276,8 @@ class DnsRole:
             reasons.append(f"no complete set of names yet{f' ({self._feed.error})' if self._feed.error else ''}")
         elif state.stale:
             reasons.append("what is served may be out of date")
+        if self._serves:
+            reasons += self._prover.reasons()
         return api.Readiness(
             ready=self._serves and state.complete and not stopping,
             stale=state.complete and state.stale,

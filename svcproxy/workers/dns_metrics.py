@@ -5,7 +5,7 @@ The worker counts in plain integers; this collector reads them when somebody ask
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from svcproxy import __version__
 from svcproxy.config import DnsConfig
 from svcproxy.workers.dns_forward_metrics import forward_metrics
+from svcproxy.workers.dns_traffic_metrics import traffic_metrics
 from svcproxy_dns.forward_statistics import Histogram
 from svcproxy_dns.self_check import BUCKETS
 from svcproxy_dns.worker import DnsStatistics
@@ -63,11 +64,14 @@ class DnsMetrics:
         statistics: Callable[[], DnsStatistics],
         stale: Callable[[], bool],
         config: DnsConfig,
+        others: Iterable[Collector] = (),
         role: Callable[[], RoleStatistics] = RoleStatistics,
     ) -> None:
-        """`stale`: whether what is served may be out of date."""
+        """`stale`: whether what is served may be out of date. `others`: what else is rendered."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        for each in others:
+            self._registry.register(each)
         self._registry.register(_Collector(statistics, stale, config))
         self._registry.register(_RoleCollector(role, server_label(config)))
 
@@ -87,12 +91,16 @@ class _Collector(Collector):
         """See `Collector`."""
         now = self._statistics()
         yield from self._traffic(now)
+        zones = {self._zone: now.traffic.zones}
+        if now.forward is not None:
+            zones["."] = now.traffic.elsewhere
+        yield from traffic_metrics(zones, self._server)
         if now.forward is not None:
             yield from forward_metrics(now.forward, [self._server, ".", ""])
         panics = CounterMetricFamily(
             "coredns_panics", "Queries answered with SERVFAIL for a fault of the worker's own."
         )
-        panics.add_metric([], float(getattr(now, "panics", 0)))
+        panics.add_metric([], float(now.panics))
         yield panics
         info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
         info.add_metric([f"svcproxy-{__version__}", "", ""], 1)

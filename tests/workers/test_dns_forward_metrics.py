@@ -61,7 +61,7 @@ async def test_the_reference_lists_every_metric_of_the_worker_and_no_other() -> 
         await world.ask("www.example.com")
         await world.ask("web.shop.svc.cluster.local")
         role = RoleStatistics(plugins=((".", "forward"),))
-        metrics = DnsMetrics(world.worker.statistics, lambda: False, DnsConfig(), lambda: role)
+        metrics = DnsMetrics(world.worker.statistics, lambda: False, DnsConfig(), role=lambda: role)
         text = (await metrics.render()).decode()
     shown = {}
     for family in text_string_to_metric_families(text):
