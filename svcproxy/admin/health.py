@@ -43,6 +43,11 @@ class Instant:
         """The moment for people and JSON."""
         return rfc3339(self.wall)
 
+    def wall_at(self, monotonic: float) -> float:
+        """Unix seconds of another moment, whole ones: the clocks are read one after the other, so that finer ones would
+        not be the same whenever they are asked for."""
+        return float(round(self.wall - (self.monotonic - monotonic)))
+
 
 def rfc3339(wall: float) -> str:
     """Unix seconds as RFC 3339 in UTC."""

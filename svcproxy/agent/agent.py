@@ -303,7 +303,7 @@ class Agent:
         if stale and synced:
             known = [each.last_contact for each in self._source.status() if not each.optional]
             contacts = [each for each in known if each is not None]
-            since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
+            since = instant.wall_at(min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 
     # --- state on disk

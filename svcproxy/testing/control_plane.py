@@ -86,6 +86,8 @@ class ControlPlane:
     server_hosts: Sequence[str] = ()
     """An address for each API server, all on one port, as in a cluster; default: `host`, with ports of their own."""
     flags: Sequence[str] = ()
+    etcd_data: Path | None = None
+    """What an etcd holds at the start: a folder that `save_etcd` has made. It is copied, not used."""
     admin_token: str = "admin-token"
     directory: Path = field(init=False)
     urls: list[str] = field(init=False, default_factory=list)
@@ -138,6 +140,8 @@ class ControlPlane:
                 "--log-level=warn",
             ],
         )
+        if self.etcd_data is not None:
+            shutil.copytree(self.etcd_data, self.directory / "etcd")
         self.etcd.start()
         for number, (host, port) in enumerate(zip(hosts, ports, strict=True)):
             self.urls.append(f"https://{_bracketed(host)}:{port}")
@@ -190,6 +194,15 @@ class ControlPlane:
         for process in [*self.apiservers, *([self.etcd] if hasattr(self, "etcd") else [])]:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def save_etcd(self, folder: Path) -> None:
+        """End every process and leave what etcd holds in `folder`, which is complete if it is there."""
+        for process in [*self.apiservers, self.etcd]:
+            process.kill()
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(self.directory / "etcd", unfinished)
+        unfinished.rename(folder)
 
     def restart(self, number: int = 0) -> None:
         """Start an API server that was killed and wait until it is ready."""
