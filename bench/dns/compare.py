@@ -11,6 +11,8 @@ import argparse
 import os
 import platform
 import random
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -126,6 +128,7 @@ def main() -> None:
     if unknown := [name for name in options.scenarios if name not in SCENARIOS]:
         parser.error(f"no such scenario: {', '.join(unknown)}")
     keep_to(options.load_core)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is ended and removed
     print(f"{processor()}, kernel {platform.release()}, CPython {platform.python_version()}")
     cluster = Cluster(options.services, options.endpoints)
     with ExitStack() as stack:

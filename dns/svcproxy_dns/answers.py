@@ -115,7 +115,10 @@ class Answers:
         Without options to look at and DO to count, it is kept too from then on.
         """
         # What is kept ends with its question, and has no null but the one after its name.
-        end = message.find(0, HEADER_OCTETS) + 1 + TYPE_CLASS_OCTETS
+        null = message.find(0, HEADER_OCTETS)
+        if null < 0:
+            return None
+        end = null + 1 + TYPE_CLASS_OCTETS
         known = self._opts.get(message[end : end + OPT_FRONT_OCTETS])
         kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:end])
         if kept is None or known is None or options_end(message, end) != len(message):

@@ -85,9 +85,10 @@ class Slots:
         vectors_in, messages_in, vectors_out, messages_out = self._structures
         self._lay_out(vectors_in, messages_in)
         self._lay_out(vectors_out, messages_out)
-        octets = memoryview(self._octets)
-        self.slots = [octets[start : start + SLOT_OCTETS] for start in range(0, len(octets), SLOT_OCTETS)]
+        self.slots = _cut(self._octets, SLOT_OCTETS)
         """The octets of each."""
+        self.names = _cut(self._names, _NAME_OCTETS)
+        """Who sent each, as a `sockaddr_in` or `sockaddr_in6`."""
         self.received = memoryview(messages_in).cast("B").cast("I")
         self.sent = memoryview(vectors_out).cast("B").cast("P")
         self._sizes_in = memoryview(messages_in).cast("B").cast("P")
@@ -146,7 +147,7 @@ class Slots:
 
     def sender(self, number: int) -> Any:
         """Who sent what is in a slot, as `socket.sendto` takes it."""
-        name = self._names[number * _NAME_OCTETS : (number + 1) * _NAME_OCTETS]
+        name = bytes(self.names[number])
         port = int.from_bytes(name[2:4], "big")
         if not self._ipv6:
             return socket.inet_ntop(socket.AF_INET, name[4:8]), port
@@ -160,6 +161,11 @@ class Slots:
         control = _Control.from_buffer(self._control, number * _CONTROL_OCTETS)
         start = number * _CONTROL_OCTETS + _CONTROL_AT
         return [(control.level, control.type, bytes(self._control[start : start + control.octets - _CONTROL_AT]))]
+
+
+def _cut(buffer: bytearray, octets: int) -> list[memoryview]:
+    whole = memoryview(buffer)
+    return [whole[start : start + octets] for start in range(0, len(whole), octets)]
 
 
 def _address(buffer: bytearray) -> int:

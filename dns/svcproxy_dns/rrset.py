@@ -37,6 +37,9 @@ class AddressSet:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __bool__(self) -> bool:  # mypyc does not ask `__len__`
+        return bool(self._records)
+
     def add(self, ip: str) -> None:
         """Take a canonical address of the set's family in."""
         if ip in self._records:

@@ -25,6 +25,9 @@ CLIENT_FRAME_LIMIT: Final = 4096
 """Octets of one frame from a worker, length not counted."""
 CHUNK_RECORDS: Final = 256
 """Records in one frame, at most: what a worker decodes and takes in within about 1 ms."""
+SNAPSHOT_RECORDS: Final = 16
+"""Records of a snapshot that a worker takes in, or looks at, before it answers what has come meanwhile: about 30 µs.
+With `CHUNK_RECORDS` a whole percent of the queries that meet a snapshot would wait for most of a millisecond."""
 NAME_LIMIT: Final = 256
 """Characters of a worker's name, a topic or an epoch."""
 

@@ -26,6 +26,7 @@ from svcproxy.feed.codec import (
     CLIENT_FRAME_LIMIT,
     NAME_LIMIT,
     PROTOCOL_VERSION,
+    SNAPSHOT_RECORDS,
     FrameReader,
     Topic,
     decode_client_frame,
@@ -328,7 +329,7 @@ class Subscription(Generic[R]):
         publisher = self._publisher
         self.state = SubscriptionState.SNAPSHOT
         self._sent, self._part = publisher.revision, 0
-        self._chunks = _chunks(publisher.begin(), publisher.chunk_records)
+        self._chunks = _chunks(publisher.begin(), min(SNAPSHOT_RECORDS, publisher.chunk_records))
         return (encode_frame(SnapshotBegin(self._sent)),)
 
     def _next_delta(self) -> Sequence[bytes]:
