@@ -8,7 +8,7 @@ other blocks that forward are stub domains. What becomes of each plugin is in `s
 from collections.abc import Sequence
 
 from svcproxy import syntax
-from svcproxy.config import PodNames
+from svcproxy.config import PodNames, QueryClass
 from svcproxy.migrate.caddyfile import Corefile, Directive, ServerBlock, unresolved
 from svcproxy.migrate.corefile_cache import cache
 from svcproxy.migrate.corefile_forward import forward, refuse_others
@@ -67,7 +67,7 @@ def _carry_over(scope: Scope, rule: Rule, directive: Directive, block: ServerBlo
         case Rule.HEALTH:
             _health(scope, directive)
         case Rule.LOG:
-            scope.say(directive, Treatment.NONE, BY_NAME["log"].text)
+            _log(scope, directive)
         case Rule.LOADBALANCE:
             _loadbalance(scope, directive)
         case Rule.MULTISOCKET:
@@ -172,6 +172,23 @@ def _health(scope: Scope, directive: Directive) -> None:
         else:
             text = "sockets pass to the next instance, which answers before the old one ends"
             scope.draft.say(place, Treatment.NEEDLESS, text, value)
+
+
+def _log(scope: Scope, directive: Directive) -> None:
+    """`log [NAMES...] [FORMAT] { class CLASS... }`."""
+    words = [word for line in directive.block if line.name == "class" for word in line.args]
+    unknown = sorted(set(words) - set(QueryClass))
+    if unknown:
+        scope.say(directive, Treatment.NONE, f"{NOT_CARRIED_OVER}no such class: {', '.join(unknown)}")
+        return
+    text = BY_NAME["log"].text
+    classes = list(dict.fromkeys(words)) or [QueryClass.ALL.value]
+    key = "dns.query_log.classes"
+    scope.draft.set(key, classes, scope.place(directive), text, was=directive.words, differs=True)
+    for line in directive.block:
+        if line.name != "class":
+            place = scope.place(line, f"log.{line.name}")
+            scope.draft.say(place, Treatment.NONE, "no option of the plugin log", " ".join(line.args))
 
 
 def _loadbalance(scope: Scope, directive: Directive) -> None:

@@ -60,7 +60,8 @@ _ELSEWHERE: Final = "svcproxy does not read it: have a DNS server answer these n
 _CHANGES: Final = "svcproxy passes questions and answers on as they are"
 _OBSERVED: Final = "see `svcproxy status`, the metrics and the logs"
 _PROBES: Final = (
-    "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it), not over HTTP"
+    "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it), or over HTTP "
+    "at dns.metrics_listen"
 )
 _CREDENTIALS: Final = (
     "the agent reads the API, with a service account of its own; see kube.kubeconfig, kube.api_servers"
@@ -103,11 +104,16 @@ PLUGINS: Final = (
     Plugin(
         "prometheus",
         _DIFFERS,
-        "each DNS worker has its metrics on the socket of its instance in the run directory, with CoreDNS' names where "
-        "CoreDNS has them (docs/reference/dns-metrics.md)",
+        "dns.metrics_listen names the address, each further worker of dns.workers has the next port; the names are "
+        "CoreDNS' where CoreDNS has them (docs/reference/dns-metrics.md)",
     ),
     Plugin("errors", _DIFFERS, "errors are logged in svcproxy's own words, the same one not over and over"),
-    Plugin("log", _NONE, "queries are not logged", Rule.LOG),
+    Plugin(
+        "log",
+        _DIFFERS,
+        "of every name, in CoreDNS' common format with the client's Pod behind; dns.query_log.lines_max bounds it",
+        Rule.LOG,
+    ),
     Plugin("dnstap", _NONE, _OBSERVED),
     Plugin("local", _NONE, "localhost and its like are asked of the upstreams"),
     Plugin("dns64", _NONE, _CHANGES),

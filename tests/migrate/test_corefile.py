@@ -160,7 +160,8 @@ def test_no_option_is_passed_over_in_silence(plugin: str, option: str) -> None:
         pytest.param(["kubernetes -x-"], "kubernetes", "none", "is not a DNS name", id="not a zone"),
         pytest.param(["kubernetes a.example {\n ttl 9999\n}"], "kubernetes.ttl", "none", "out of range", id="range"),
         pytest.param(["kubernetes in-addr.arpa"], "kubernetes", "none", "a cluster domain is needed", id="no domain"),
-        pytest.param(["log"], "log", "none", "not logged", id="query log"),
+        pytest.param(["log"], "log", "differs", "CoreDNS' common format", id="query log"),
+        pytest.param(["log {\n class some\n}"], "log", "none", "no such class: some", id="class of the query log"),
         pytest.param(["loadbalance weighted w"], "loadbalance", "none", "no weights", id="weights"),
         pytest.param(["loadbalance"], "loadbalance", "needless", "rotated", id="round robin"),
         pytest.param(["import x"], "import", "none", "not read", id="import of a file"),
@@ -188,6 +189,14 @@ def test_what_is_different_for_a_stub_domain_is_said() -> None:
     found = corefile(FORWARD, "cache 30", more=more)
     assert found.of("forward.policy").treatment is Treatment.DIFFERS
     assert any("the block of . has counts" in each.text for each in found.said("cache"))
+
+
+@pytest.mark.parametrize(
+    ("directive", "classes"),
+    [("log", ["all"]), ("log {\n class denial error\n class denial\n}", ["denial", "error"])],
+)
+def test_the_query_log(directive: str, classes: list[str]) -> None:
+    assert corefile(FORWARD, directive).config["dns.query_log.classes"] == classes
 
 
 @pytest.mark.skipif(not has_key("dns.lameduck"), reason="there is no such key")
