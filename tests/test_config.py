@@ -226,6 +226,16 @@ def test_every_problem_is_told_at_once_with_its_line(file: Callable[[str], str])
             id="two listeners on one address",
         ),
         pytest.param(
+            "dns: {metrics_listen: '127.0.0.1:10248', workers: 3}\n",
+            "c.yaml:1: dns.metrics_listen: port 10249 is that of admin.metrics_listen",
+            id="a worker's port that is taken",
+        ),
+        pytest.param(
+            "dns: {metrics_listen: '[::1]:65535', workers: 2}\n",
+            "c.yaml:1: dns.metrics_listen: no port for each of 2 workers from here on",
+            id="no port for a worker",
+        ),
+        pytest.param(
             "dataplane:\n  detect_local_mode: BridgeInterface\n",
             "c.yaml:1: dataplane.pod_bridge_interface: needed while dataplane.detect_local_mode is BridgeInterface",
             id="a bridge without a name",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from svcproxy_dns.panics import Panics
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.tcp import TcpLimits, TcpListener, TcpState
 from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond, UdpListener
@@ -36,6 +37,12 @@ class DnsServer:
             UdpListener(sock, respond, traffic, panics) for sock in sockets if sock.type == socket.SOCK_DGRAM
         ]
         self._tcp_listeners = [TcpListener(sock, self._tcp) for sock in sockets if sock.type == socket.SOCK_STREAM]
+
+    def use_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on; None: none."""
+        self._tcp.log = log
+        for listener in self._udp_listeners:
+            listener.log = log
 
     def sockets(self) -> list[socket.socket]:
         """The sockets served, to be handed over."""

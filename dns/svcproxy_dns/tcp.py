@@ -16,6 +16,7 @@ from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
 from svcproxy_dns.panics import Panics
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond
 
@@ -47,6 +48,8 @@ class TcpState:
     limits: TcpLimits
     traffic: Traffic
     panics: Panics
+    log: QueryLog | None = None
+    """Is told of every response."""
     connections: set["TcpConnection"] = field(default_factory=set)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has gone."""
@@ -85,7 +88,8 @@ class TcpConnection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
-        self._client = str(transport.get_extra_info("peername")[0])
+        self._peer = transport.get_extra_info("peername")
+        self._client = str(self._peer[0])
         self._state.connections.add(self)
         self._state.empty.clear()
         self._expire_after(self._state.limits.message)
@@ -145,14 +149,7 @@ class TcpConnection(asyncio.Protocol):
             message = self._reader.next_message()
             if message is None:
                 break
-            response = self._respond(message)
-            if isinstance(response, bytes):
-                self._transport.write(frame(response))
-                answered = True
-            elif response is not None:
-                self._waiting += 1
-                response.begin(self._client, partial(self._deliver, time.perf_counter()))
-                answered = True
+            answered = self._answer_one(message, self._transport) or answered
             if self._blocked:
                 return  # type: ignore[unreachable]  # writing may have called pause_writing
         else:
@@ -170,6 +167,22 @@ class TcpConnection(asyncio.Protocol):
         elif answered:
             self._expire_after(self._state.limits.message)
         self._close_if_done()
+
+    def _answer_one(self, message: bytes, transport: asyncio.Transport) -> bool:
+        """Answer a message, now or later; False if it gets no answer."""
+        log = self._state.log
+        read_at = log.clock() if log is not None else 0.0
+        response = self._respond(message)
+        if isinstance(response, bytes):
+            transport.write(frame(response))
+            if log is not None:
+                log.answered(message, response, self._peer, self._number, read_at)
+        elif response is not None:
+            if log is not None:
+                response = log.follow(response, message, self._peer, self._number, read_at)
+            self._waiting += 1
+            response.begin(self._client, partial(self._deliver, time.perf_counter()))
+        return response is not None
 
     def _respond(self, message: bytes) -> bytes | Later | None:
         began, elsewhere = time.perf_counter(), self._state.traffic.elsewhere

@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from svcproxy_dns.datagrams import (
@@ -21,6 +22,7 @@ from svcproxy_dns.datagrams import (
 from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.listeners import is_wildcard, report_destination, transport_of
 from svcproxy_dns.panics import Panics
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.traffic import Traffic
 
 BATCH = 2 * SLOTS
@@ -44,6 +46,8 @@ class UdpListener:
         self._wildcard = is_wildcard(sock)
         self._slots = Slots(sock, destinations=self._wildcard)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.log: QueryLog | None = None
+        """Is told of every response."""
         self.unsent = 0
         """Responses that the kernel refused: no room in the socket, no route, forbidden by a filter."""
         self._waiting = 0
@@ -67,12 +71,13 @@ class UdpListener:
             self._loop = None
 
     def _answer_batch(self) -> None:
+        answer = self._answer if self.log is None else partial(self._answer_logged, self.log)
         for _ in range(BATCH // SLOTS):
             if self._postponed:
                 return
             count = self._slots.receive()
             if count:
-                self._answer(count)
+                answer(count)
             if count < SLOTS:
                 return
 
@@ -107,6 +112,29 @@ class UdpListener:
             unsent += self._slots.send(start, count)
         self.unsent += unsent
         self._traffic.took(time.perf_counter() - began, count - others, elsewhere.at_hand - at_hand)
+        if self._postponed:
+            self._begin_postponed()
+
+    def _answer_logged(self, log: QueryLog, count: int) -> None:
+        """The same, but each response is sent by itself and told to the log."""
+        transport, elsewhere = self._transport, self._traffic.elsewhere
+        for number in range(count):
+            began, read_at, at_hand = time.perf_counter(), log.clock(), elsewhere.at_hand
+            message = self._slots.slots[number][
+                : self._slots.received[RECEIVED_AT + number * RECEIVED_STRIDE]
+            ].tobytes()
+            source, address = self._slots.source(number), self._slots.sender(number)
+            try:
+                response = self._respond(message, transport)
+            except Exception:  # noqa: BLE001  # as above
+                response = self._panics.response(message)
+            if isinstance(response, bytes):
+                self.unsent += not self._send(source, address, response)
+                self._traffic.took(time.perf_counter() - began, 1, elsewhere.at_hand - at_hand)
+                log.answered(message, response, address, transport, read_at)
+            elif response is not None:
+                later = log.follow(response, message, address, transport, read_at)
+                self._postpone(later, _Client(self, message, source, address, began))
         if self._postponed:
             self._begin_postponed()
 

@@ -196,7 +196,7 @@ def _read_records(query: Query, message: bytes, position: int, counts: tuple[int
     """Step over the records of a query, taking note of its OPT; the offset after them, 0 if they are malformed."""
     answers, authorities, additional = counts
     for index in range(answers + authorities + additional):
-        start, position = position, _skip_name(message, position)
+        start, position = position, skip_name(message, position)
         if not position or position + _FIXED.size > len(message):
             return 0
         rrtype, payload, ttl, length = _FIXED.unpack_from(message, position)
@@ -213,7 +213,7 @@ def _read_records(query: Query, message: bytes, position: int, counts: tuple[int
     return position
 
 
-def _skip_name(message: bytes, position: int) -> int:
+def skip_name(message: bytes, position: int) -> int:
     """The offset after a name of a record, which may end in a pointer; 0 if it is malformed."""
     while position < len(message):
         length = message[position]

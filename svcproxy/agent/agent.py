@@ -37,7 +37,7 @@ from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source, named_kinds
 from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
-from svcproxy.config import DataplaneMode
+from svcproxy.config import DataplaneMode, PodNames
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.dataplane.nftables.probes import Probes
 from svcproxy.dataplane.nftables.script import script
@@ -97,7 +97,11 @@ class Agent:
             log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
         self._surroundings = SurroundingsBuilder(config.dataplane, config.node_name, self._store)
-        self._names = NameBuilder(self._store)
+        self._names = NameBuilder(
+            self._store,
+            pod_names=config.dns.pods is PodNames.VERIFIED,
+            node_pods=config.node_name if config.dns.query_log.pods else "",
+        )
         self._named_kinds = named_kinds(config)
         self._state = self._make_state()
         self._metrics = AgentMetrics(self._state)
@@ -231,7 +235,9 @@ class Agent:
         plane.show(self._state)
 
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
+        self._addresses = addresses.difference(
+            self._life.config.dns.intercept
+        )  # they are the DNS role's while it answers
         self._view_changed()
 
     def _view_changed(self) -> None:

@@ -16,7 +16,7 @@ from svcproxy.errors import FeedError
 from svcproxy.feed.frames import AgentFrame, ClientFrame, Delta, SnapshotChunk
 from svcproxy.names.records import Record
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 """Grows when a frame or a record changes, or one is added that a reader of the version before cannot read."""
 FRAME_LIMIT: Final = 4 << 20
 """Octets of one frame from the agent, length not counted. The API server refuses objects over 1.5 MiB, so that a record

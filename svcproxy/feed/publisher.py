@@ -53,6 +53,8 @@ class Acknowledged:
     """A subscriber has put every revision up to `revision` in force."""
 
     subscriber: str
+    after: int
+    """What it had before."""
     revision: int
     at: float
     """Monotonic seconds."""
@@ -189,7 +191,7 @@ class Publisher(Generic[R]):
         """Report the revisions in `(after, revision]` as put in force."""
         first = max(after, self.revision - TIMES_KEPT) + 1
         latencies = tuple((each, now - self._times[each % TIMES_KEPT]) for each in range(first, revision + 1))
-        self._acknowledged(Acknowledged(subscriber, revision, now, latencies))
+        self._acknowledged(Acknowledged(subscriber, after, revision, now, latencies))
 
     def _append(self, added: Sequence[R], removed: Sequence[R]) -> None:
         size = len(added) + len(removed)

@@ -89,10 +89,13 @@ class ControlPlane:
     etcd_data: Path | None = None
     """What an etcd holds at the start: a folder that `save_etcd` has made. It is copied, not used."""
     admin_token: str = "admin-token"
+    tokens: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Further users: by token, the user's name and group."""
     directory: Path = field(init=False)
     urls: list[str] = field(init=False, default_factory=list)
     etcd: Process = field(init=False)
     apiservers: list[Process] = field(init=False, default_factory=list)
+    controllers: list[Process] = field(init=False, default_factory=list)
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="svcproxy-cp-"))
@@ -120,7 +123,9 @@ class ControlPlane:
         hosts = list(self.server_hosts) or [self.host] * self.servers
         _write_pki(self.directory, [self.host, *hosts])
         with (self.directory / "tokens.csv").open("w", newline="") as handle:
-            csv.writer(handle).writerow([self.admin_token, "admin", "admin", "system:masters"])
+            rows = csv.writer(handle)
+            rows.writerow([self.admin_token, "admin", "admin", "system:masters"])
+            rows.writerows([token, user, user, group] for token, (user, group) in self.tokens.items())
         client_port, peer_port, *ports = _free_ports(self.host, 2 + len(hosts))
         if self.server_hosts:
             ports = [ports[0]] * len(hosts)
@@ -149,6 +154,19 @@ class ControlPlane:
             self.apiservers[-1].start()
         for number in range(len(hosts)):
             self.wait_ready(number)
+
+    def start_controllers(self) -> None:
+        """Start a kube-controller-manager and a kube-scheduler too. They bind their usual ports on loopback."""
+        common = [f"--kubeconfig={self.kubeconfig()}", "--leader-elect=false", "--bind-address=127.0.0.1"]
+        keys = [
+            f"--service-account-private-key-file={self.directory / 'sa.key'}",
+            f"--root-ca-file={self.ca_file}",
+            "--allocate-node-cidrs=false",
+        ]
+        for name, arguments in (("kube-controller-manager", keys), ("kube-scheduler", [])):
+            process = self._process(name, [str(binaries.find(name)), *common, *arguments])
+            self.controllers.append(process)
+            process.start()
 
     def _process(self, name: str, command: Sequence[str]) -> Process:
         return Process(name, command, self.directory / f"{name}.log")
@@ -191,7 +209,7 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End every process and remove the scratch directory."""
-        for process in [*self.apiservers, *([self.etcd] if hasattr(self, "etcd") else [])]:
+        for process in [*self.controllers, *self.apiservers, *([self.etcd] if hasattr(self, "etcd") else [])]:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -9,17 +9,20 @@ agent runs; before it has ever known one, what it cannot know is SERVFAIL.
 import asyncio
 import errno
 import gc
+import hashlib
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from socket import SOCK_DGRAM, socket
 from typing import Any
 
+import msgspec
 import uvloop
 
-from svcproxy import api
-from svcproxy.admin.server import serve_health
+from svcproxy import api, syntax
+from svcproxy.admin.worker import WorkerAnswers, WorkerServer
 from svcproxy.config import Config
 from svcproxy.errors import ConfigError, Problem
 from svcproxy.feed.client import FeedClient
@@ -32,9 +35,13 @@ from svcproxy.process.instance import RunDirectory
 from svcproxy.process.role import Life, Place, live
 from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
-from svcproxy.workers.dns_metrics import DnsMetrics
+from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
+from svcproxy.workers.dns_query_log import QueryLogOutput
+from svcproxy.workers.dns_status import DnsStatusApi, Surroundings
+from svcproxy.workers.interception import InterceptionCollector, Prover, Standing
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolv_conf import ResolvConf
+from svcproxy_dns.self_check import SelfCheck
 from svcproxy_dns.worker import DnsWorker
 
 log = logging.getLogger(__name__)
@@ -64,7 +71,7 @@ class DnsTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
-        wanted = set(self._config.dns.listen)
+        wanted = set(self._config.dns.sockets)
         sockets = []
         for name, taken in inherited.items():
             if name.partition("/")[2] in wanted:
@@ -85,7 +92,8 @@ class DnsTenant:
         deadline = asyncio.get_running_loop().time() + BIND_PATIENCE
         while True:
             try:
-                return bind_listeners(listen, shared=self._config.dns.workers > 1)
+                dns = self._config.dns
+                return bind_listeners(listen, shared=dns.workers > 1, absent=dns.intercept)
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
                     raise
@@ -113,7 +121,9 @@ def socket_name(each: socket) -> str:
 class DnsRole:
     """One worker process."""
 
-    def __init__(self, life: Life, place: Place) -> None:
+    def __init__(self, life: Life, place: Place, number: int) -> None:
+        """`number`: of this worker, from 0."""
+        self._number = number
         config, run = life.config, place.run
         self._life = life
         self._run = run
@@ -121,7 +131,36 @@ class DnsRole:
         self._serves = False
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns)
+        self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
+        intercepted = InterceptionCollector(config.dns.intercept, lambda: self._prover.local)
+        self._metrics = DnsMetrics(
+            self._worker.statistics,
+            lambda: self._feed.state.stale,
+            config.dns,
+            [intercepted],
+            self._statistics,
+        )
+        self._query_log = QueryLogOutput(self._worker)
+        self._self_check = SelfCheck(config.dns.cluster_domain, self._worker.sockets)
+        about = Surroundings(
+            name=run.path.name,
+            instance=place.instance.paths.name,
+            config=lambda: self._life.config.dns,
+            readiness=self._readyz,
+            feed=lambda: self._feed.state,
+            feed_error=lambda: self._feed.error,
+            listen=lambda: [socket_name(each) for each in self._worker.sockets() if each.fileno() >= 0],
+            config_errors=lambda: self._life.config_errors,
+        )
+        status = DnsStatusApi(self._worker, about)
+        self._doors = WorkerServer(
+            WorkerAnswers(self._livez, self._readyz, self._metrics.render, self._laggards, status.routes())
+        )
+        self._leaves = asyncio.Event()
+        """Set when there is nobody left to answer for, or no time."""
+        self._configs_refused = 0
+        life.changed = self._config_changed
+        life.hurried = self._leaves.set
         name = run.path.name
         subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
         self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)
@@ -129,25 +168,49 @@ class DnsRole:
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a configuration that needs a restart; returns the exit code."""
         self._life.end_on_signals()
+        self._query_log.use(self._life.config)
         path = self._instance.paths.admin_socket
-        async with serve_health(path, self._livez, self._readyz, self._metrics.render), asyncio.TaskGroup() as group:
+        async with self._doors.serve_socket(path), asyncio.TaskGroup() as group:
             succession = Succession(self._run, self._instance, self._lock_changed)
             work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
+                "interception": self._prover.run(),
+                "self-check": self._self_check.run(),
                 "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
-            work |= self._upstreams()
+            work |= self._upstreams() | self._listener()
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
             patience = asyncio.get_running_loop().call_later(WARM_TIMEOUT, self._serve_unwarmed)
             await self._life.ended()
             patience.cancel()
+            await self._lame_duck()
             self._serves = False
             await self._worker.drain(self._life.config.shutdown_timeout)
             for task in tasks:
                 task.cancel()
+        self._query_log.close()
         self._worker.close()
         return self._life.exit_code
+
+    async def _lame_duck(self) -> None:
+        """Answer on, no longer ready, for those who have not heard of it yet; not if the role begins anew at once."""
+        if not self._serves or self._life.exit_code:
+            return
+        seconds = self._life.config.dns.lameduck
+        log.info("answering on", extra={"seconds": seconds})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaves.wait()
+
+    def _listener(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """The TCP listener for health and metrics: each worker has its own port."""
+        address = self._life.config.dns.metrics_listen
+        if address is None:
+            return {}
+        host, _, port = address.rpartition(":")
+        number = int(port) + self._number if int(port) else 0
+        return {"metrics listener": self._doors.serve_tcp(f"{host}:{number}")}
 
     # --- upstreams
 
@@ -182,7 +245,19 @@ class DnsRole:
 
     def _lock_changed(self, held: bool) -> None:
         self._serves = held
+        self._doors.want_tcp(held)
+        if held:
+            self._leaves.clear()
+        else:
+            self._leaves.set()
         log.info("this instance is the node's" if held else "another instance is the node's")
+
+    def _standing(self) -> Standing:
+        active = None if self._serves else self._run.active()
+        return Standing(
+            answers=self._serves and self._feed.state.complete and not self._life.stopping.is_set(),
+            stands_by=active is not None and active.name != self._instance.paths.name,
+        )
 
     # --- probes
 
@@ -191,19 +266,67 @@ class DnsRole:
 
     def _readyz(self) -> api.Readiness:
         state = self._feed.state
+        stopping = self._life.stopping.is_set()
         reasons = []
-        if not self._serves:
+        if stopping:
+            reasons.append("this instance is about to end")
+        elif not self._serves:
             reasons.append("another instance serves, or nothing is known yet")
         if not state.complete:
             reasons.append(f"no complete set of names yet{f' ({self._feed.error})' if self._feed.error else ''}")
         elif state.stale:
             reasons.append("what is served may be out of date")
+        if self._serves:
+            reasons += self._prover.reasons()
         return api.Readiness(
-            ready=self._serves and state.complete,
+            ready=self._serves and state.complete and not stopping,
             stale=state.complete and state.stale,
             waiting=not self._serves,
             reasons=tuple(reasons),
         )
+
+    def _laggards(self) -> str:
+        """What is not ready, in the words of CoreDNS' `/ready`."""
+        if self._life.stopping.is_set():
+            return "lameduck"
+        return "" if self._readyz().ready else "kubernetes"
+
+    # --- numbers
+
+    def _statistics(self) -> RoleStatistics:
+        return RoleStatistics(
+            plugins=tuple(self._plugins()),
+            checks=self._self_check.times,
+            check_failures=self._self_check.failures,
+            config_hash=hashlib.sha512(msgspec.json.encode(self._life.config)).hexdigest(),
+            config_refused=self._configs_refused,
+            query_log=self._query_log.statistics(),
+        )
+
+    def _plugins(self) -> Iterator[tuple[str, str]]:
+        """CoreDNS' names of what is at work, by zone."""
+        dns = self._life.config.dns
+        for zone in dns.zones:
+            if not syntax.is_reverse(zone):
+                yield f"{zone}.", "kubernetes"
+        for name, at_work in (
+            ("cache", self._worker.forwards),
+            ("forward", self._worker.forwards),
+            ("health", dns.metrics_listen is not None),
+            ("loadbalance", True),
+            ("log", bool(dns.query_log.classes)),
+            ("loop", self._worker.forwards),
+            ("prometheus", dns.metrics_listen is not None),
+            ("ready", dns.metrics_listen is not None),
+            ("reload", self._life.follows),
+        ):
+            if at_work:
+                yield ".", name
+
+    def _config_changed(self) -> None:
+        if self._life.config_errors:
+            self._configs_refused += 1
+        self._query_log.use(self._life.config)
 
 
 def main(launch: Launch) -> int:
@@ -216,6 +339,6 @@ def main(launch: Launch) -> int:
     gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
 
     async def role(place: Place) -> int:
-        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place).run()
+        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place, int(number)).run()
 
     return live(role_directory(config.run_dir, int(number)), role, uvloop.new_event_loop)

@@ -78,9 +78,6 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
             "kube.manifests: /nothing/here: No such file or directory",
             id="rules of manifests that are not there",
         ),
-        pytest.param(
-            ["status", "--role", "dns"], "--role: has probes only: add --probe livez or --probe readyz", id="dns status"
-        ),
         pytest.param(["resolve", "web", "NONSENSE"], "TYPE: 'NONSENSE' is not a record type", id="record type"),
         pytest.param(
             ["resolve", "web", "--server", "dns.example"],
