@@ -132,6 +132,22 @@ class ApiClient:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             raise _unavailable(server + path, exc, SHORT_TIMEOUT) from exc
 
+    async def exchange(self, server: str, method: str, path: str, body: bytes | None = None) -> tuple[bytes, str]:
+        """One short request: the body of the answer, and its Date header ("" without). Raises what the module says."""
+        credentials = await self._authenticator.current()
+        timeout = aiohttp.ClientTimeout(total=SHORT_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            async with await self._request(server, method, path, {}, credentials, timeout, headers, body) as response:
+                if response.status not in {200, 201}:
+                    await _refuse(response, {})
+                answer = await response.content.read(self._body_limit)
+                while len(answer) < self._body_limit and (chunk := await response.content.read(self._body_limit)):
+                    answer += chunk
+                return answer, response.headers.get("Date", "")
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+            raise _unavailable(server + path, exc, SHORT_TIMEOUT) from exc
+
     async def close(self) -> None:
         """End every request and close all connections."""
         sessions, self._sessions = self._sessions, {}

@@ -15,11 +15,12 @@ from svcproxy.migrate.corefile_forward import forward, refuse_others
 from svcproxy.migrate.corefile_plugins import BY_NAME, Rule
 from svcproxy.migrate.corefile_scope import NOT_CARRIED_OVER, Scope, first, has, one_of
 from svcproxy.migrate.draft import Place, Source, Treatment, has_key
-from svcproxy.migrate.values import whole_seconds
+from svcproxy.migrate.values import duration
 from svcproxy.migrate.zones import ROOT, Key, key, zone
 
 TTL, PODS = 5, "disabled"
 """The plugin kubernetes' own."""
+_EVERYWHERE = "0.0.0.0"  # noqa: S104  # what CoreDNS means by an address without a host
 _NO_VALUE = "its variable has no value here: give it with --env NAME=VALUE"
 
 
@@ -67,7 +68,9 @@ def _carry_over(scope: Scope, rule: Rule, directive: Directive, block: ServerBlo
         case Rule.HEALTH:
             _health(scope, directive)
         case Rule.LOG:
-            scope.say(directive, Treatment.NONE, BY_NAME["log"].text)
+            _log(scope, directive)
+        case Rule.PROMETHEUS:
+            _prometheus(scope, directive)
         case Rule.LOADBALANCE:
             _loadbalance(scope, directive)
         case Rule.MULTISOCKET:
@@ -166,12 +169,42 @@ def _health(scope: Scope, directive: Directive) -> None:
         place, value = scope.place(line, f"health.{line.name}"), " ".join(line.args)
         if line.name == "lameduck" and has_key("dns.lameduck"):
             try:
-                scope.draft.set("dns.lameduck", whole_seconds(first(line)), place, was=value)
+                scope.draft.set("dns.lameduck", duration(first(line)), place, was=value)
             except ValueError as exc:
                 scope.draft.say(place, Treatment.NONE, f"{NOT_CARRIED_OVER}{exc}", value)
         else:
             text = "sockets pass to the next instance, which answers before the old one ends"
             scope.draft.say(place, Treatment.NEEDLESS, text, value)
+
+
+def _log(scope: Scope, directive: Directive) -> None:
+    """`log [NAME…] [FORMAT]`, and `class CLASS…` in the block; without it all."""
+    if not has_key("dns.query_log.classes"):
+        scope.say(directive, Treatment.NONE, BY_NAME["log"].text)
+        return
+    lines = [each for each in directive.block if each.name == "class"]
+    classes = list(dict.fromkeys(word for each in lines for word in each.args)) or ["all"]
+    text = "one line for each response, with names as CoreDNS has them; dns.query_log.lines_max bounds them"
+    scope.draft.set("dns.query_log.classes", classes, scope.place(directive), text, was=directive.words, differs=True)
+    if any(each not in (".", "{common}", "{combined}") for each in directive.args):
+        scope.say(directive, Treatment.NONE, "names and formats cannot be chosen: all responses are logged alike")
+
+
+def _prometheus(scope: Scope, directive: Directive) -> None:
+    """`prometheus [ADDRESS]`; the first one counts."""
+    key_ = "dns.metrics_listen"
+    if not has_key(key_) or key_ in scope.draft.values:
+        scope.say(directive, Treatment.DIFFERS, BY_NAME["prometheus"].text)
+        return
+    address = directive.args[0] if directive.args else "localhost:9153"
+    address = f"{_EVERYWHERE}{address}" if address.startswith(":") else address.replace("localhost", "127.0.0.1")
+    text = "on each node, with CoreDNS' names where CoreDNS has them (docs/reference/dns-metrics.md)"
+    try:
+        listen = syntax.listen_address(address)
+    except ValueError as exc:
+        scope.say(directive, Treatment.NONE, f"{NOT_CARRIED_OVER}{exc}")
+    else:
+        scope.draft.set(key_, listen, scope.place(directive), text, was=directive.words, differs=True)
 
 
 def _loadbalance(scope: Scope, directive: Directive) -> None:

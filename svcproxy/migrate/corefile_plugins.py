@@ -22,6 +22,7 @@ class Rule(StrEnum):
     BIND = "bind"
     HEALTH = "health"
     LOG = "log"
+    PROMETHEUS = "prometheus"
     LOADBALANCE = "loadbalance"
     MULTISOCKET = "multisocket"
 
@@ -105,6 +106,7 @@ PLUGINS: Final = (
         _DIFFERS,
         "each DNS worker has its metrics on the socket of its instance in the run directory, with CoreDNS' names where "
         "CoreDNS has them (docs/reference/dns-metrics.md)",
+        Rule.PROMETHEUS,
     ),
     Plugin("errors", _DIFFERS, "errors are logged in svcproxy's own words, the same one not over and over"),
     Plugin("log", _NONE, "queries are not logged", Rule.LOG),

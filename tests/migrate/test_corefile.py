@@ -14,6 +14,7 @@ ZONES = {"dns.zones": ["cluster.local"], "dns.ttl": 5, "dns.pods": "disabled"}
 REFUSED = {"dns.resolv_conf": None}
 """Without a `forward`, other names are refused."""
 FORWARD = "forward . 192.0.2.1"
+SEVERAL = "192.0.2.1 [2001:db8::1]:5353 dns://192.0.2.2 192.0.2.1"
 FORWARDED = {"dns.upstreams": ["192.0.2.1:53"]}
 
 
@@ -47,10 +48,7 @@ def corefile(*lines: str, more: str = "", **variables: str) -> Made:
         ),
         pytest.param(["forward . /etc/resolv.conf"], {"dns.resolv_conf": "/etc/resolv.conf"}, id="resolv.conf"),
         pytest.param(
-            [
-                "forward . 192.0.2.1 [2001:db8::1]:5353 dns://192.0.2.2 192.0.2.1 {\n policy sequential\n"
-                 " max_concurrent 7\n}"
-            ],
+            [f"forward . {SEVERAL} {{\n policy sequential\n max_concurrent 7\n}}"],
             {
                 "dns.upstreams": ["192.0.2.1:53", "[2001:db8::1]:5353", "192.0.2.2:53"],
                 "dns.forward.policy": "sequential",
