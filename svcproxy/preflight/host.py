@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node has besides a kernel: directories, addresses, ports, parameters, resolvers. A shell; changes nothing."""
 
-import asyncio
 import os
+import socket
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
@@ -13,8 +13,9 @@ from svcproxy.preflight import sockets
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
 from svcproxy.preflight.sockets import Process, Socket
 from svcproxy.process import sysctls
-from svcproxy.process.addresses import AddressFollower
+from svcproxy.process.addresses import DATAGRAM_OCTETS_MAX, AddressTable
 from svcproxy.process.prctl import Capability, permitted_capabilities
+from svcproxy.process.rtnetlink import get_addresses, parse
 from svcproxy_dns.listeners import UDP_RECEIVE_OCTETS
 from svcproxy_dns.upstreams import RESOLV_CONF_OCTETS_MAX, parse_resolv_conf
 
@@ -170,22 +171,15 @@ def judge_receive_buffer(value: int | None) -> Finding:
 
 
 def own_addresses() -> frozenset[str]:
-    """The addresses of this network namespace."""
-
-    async def ask() -> frozenset[str]:
-        known: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
-
-        def take(addresses: frozenset[str]) -> None:
-            if not known.done():
-                known.set_result(addresses)
-
-        async with asyncio.TaskGroup() as group:
-            following = group.create_task(AddressFollower().run(take), name="addresses")
-            addresses = await known
-            following.cancel()
-        return addresses
-
-    return asyncio.run(ask())
+    """The addresses of this network namespace. Raises `OSError`, `DecodeError`."""
+    table = AddressTable()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        table.begin()
+        netlink.send(get_addresses(sequence=1))
+        while not table.complete:
+            for message in parse(netlink.recv(DATAGRAM_OCTETS_MAX)):
+                table.take(message)
+    return table.addresses
 
 
 def split(listen: str) -> tuple[str, int]:

@@ -41,6 +41,22 @@ def test_the_daemonset_is_as_small_as_it_can_be(deployed: ControlPlane) -> None:
     assert with_token == ["agent"]
 
 
+def test_preflight_runs_with_the_privileges_of_both_roles(shared_plane: ControlPlane) -> None:
+    shared_plane.kubectl("apply", "-k", str(BASE.with_name("preflight")))
+    try:
+        pod = shared_plane.call("GET", "/apis/apps/v1/namespaces/kube-system/daemonsets/svcproxy")["spec"]["template"][
+            "spec"
+        ]
+        [preflight] = pod["initContainers"]
+        both = {each for container in pod["containers"] for each in container["securityContext"]["capabilities"]["add"]}
+        assert set(preflight["securityContext"]["capabilities"]["add"]) == both
+        assert {each["mountPath"] for each in preflight["volumeMounts"]} == {
+            each["mountPath"] for container in pod["containers"] for each in container["volumeMounts"]
+        }
+    finally:
+        shared_plane.kubectl("delete", "-k", str(BASE.with_name("preflight")), "--wait=false")
+
+
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:
     held = deployed.call("GET", "/api/v1/namespaces/kube-system/configmaps/svcproxy")
     path = tmp_path / "config.yaml"

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from svcproxy.client.console import Console
 from svcproxy.config import Config
-from svcproxy.preflight import verb
+from svcproxy.preflight import cluster, host, kernel, verb
 from svcproxy.preflight.checks import Check, Finding, Result, Verdict, failure, ok, run_all, warning
 from tests.cli.test_verbs import check
 
@@ -125,3 +126,13 @@ def test_each_role_has_its_checks_and_loads_no_more(tmp_path: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert finished.stderr == "[]\n"
+
+
+def test_the_reference_has_a_line_for_every_check() -> None:
+    names = {each.name for module in (kernel, host, cluster) for each in module.CHECKS}
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "preflight.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (agent|dns|both) \|", text, re.MULTILINE))
+    assert set(rows) == {*names, "configuration"}
+    for module in (kernel, host, cluster):
+        for each in module.CHECKS:
+            assert rows[each.name] == ("both" if len(each.roles) == 2 else next(iter(each.roles)).value)
