@@ -96,7 +96,7 @@ def test_a_cluster_with_none_of_them(shared_plane: ControlPlane) -> None:
 def steps(text: str) -> Iterator[tuple[str, str]]:
     """(heading, commands) of each block of a document that is to be run."""
     heading = ""
-    for match in re.finditer(r"^## (.+)$|^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^## ([^\n]+)$|^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if match[1]:
             heading = match[1]
         else:
