@@ -227,6 +227,16 @@ def dns_ports(config: Config) -> Finding:
     return _ports(wanted, needed=True)
 
 
+def dns_metrics_port(config: Config) -> Finding:
+    """Whether the ports of the DNS workers' metrics are free: each worker has the next one."""
+    listen: str | None = getattr(config.dns, "metrics_listen", None)
+    if listen is None:
+        return ok("none is listened on")
+    host, _, port = listen.rpartition(":")
+    ports = [int(port) + number for number in range(config.dns.workers)] if int(port) else []
+    return _ports([(f"{host}:{each}", "tcp") for each in ports], needed=False)
+
+
 def admin_ports(config: Config) -> Finding:
     """Whether the ports of health and metrics are free."""
     admin = config.admin
@@ -371,6 +381,7 @@ CHECKS = (
     Check("capabilities-dns", dns_capabilities, DNS),
     Check("dns-addresses", dns_addresses, DNS),
     Check("dns-ports", dns_ports, DNS),
+    Check("dns-metrics-port", dns_metrics_port, DNS),
     Check("receive-buffer", receive_buffer, DNS),
     Check("resolvers", resolv_conf, DNS),
 )

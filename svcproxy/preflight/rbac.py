@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from svcproxy.config import Config
+from svcproxy.config import Config, PodNames
 from svcproxy.kube.resources import resources
 
 
@@ -29,12 +29,21 @@ _PURPOSES = {
 }
 
 
+def _names_clients(config: Config) -> bool:
+    """Whether Pods are followed for the query log alone."""
+    pods: bool = getattr(getattr(config.dns, "query_log", None), "pods", False)
+    return pods and config.dns.pods is not PodNames.VERIFIED
+
+
 def permissions(config: Config) -> tuple[Permission, ...]:
     """Everything that the agent asks of the API server with this configuration."""
-    followed = resources(config.node_name, pods=config.dns.pods == "verified")
+    followed = resources(config.node_name, pods=config.dns.pods is PodNames.VERIFIED)
     needed = [
         Permission(verb, each.plural, each.group, each.optional, _PURPOSES.get(each.plural, ""))
         for each in followed
         for verb in ("list", "watch")
     ]
+    if _names_clients(config):
+        purpose = "the query log does not name the Pods that ask"
+        needed += [Permission(verb, "pods", "", optional=True, purpose=purpose) for verb in ("list", "watch")]
     return (*needed, Permission("create", "events", "", optional=True, purpose=_PURPOSES["events"]))
