@@ -194,7 +194,10 @@ def _prometheus(scope: Scope, directive: Directive) -> None:
     """`prometheus [ADDRESS]`; the first one counts."""
     key_ = "dns.metrics_listen"
     if not has_key(key_) or key_ in scope.draft.values:
-        scope.say(directive, Treatment.DIFFERS, BY_NAME["prometheus"].text)
+        text = BY_NAME["prometheus"].text
+        if has_key(key_):
+            text = f"there is one address for the metrics of a DNS worker, {key_}: the first one counts"
+        scope.say(directive, Treatment.DIFFERS, text)
         return
     address = directive.args[0] if directive.args else "localhost:9153"
     address = f"{_EVERYWHERE}{address}" if address.startswith(":") else address.replace("localhost", "127.0.0.1")

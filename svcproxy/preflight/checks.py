@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check finds, and how checks are run: each in a thread of its own, within its time, whatever the others do."""
+"""What a check finds, and how checks are run: all at once, each within its time, whatever the others do."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -76,26 +77,38 @@ class Check:
     timeout: float = TIMEOUT
 
 
-def run(check: Check, config: Config) -> Result:
-    """What a check finds within its time. Raises nothing."""
-    found: list[Finding] = []
+class _Running:
+    """A check on its way, in a thread that nobody waits for longer than the check may take."""
 
-    def look() -> None:
+    def __init__(self, check: Check, config: Config) -> None:
+        self._check = check
+        self._config = config
+        self._found: list[Finding] = []
+        self._deadline = time.monotonic() + check.timeout
+        self._thread = threading.Thread(target=self._look, name=check.name, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
         try:
-            found.append(check.look(config))
+            self._found.append(self._check.look(self._config))
         except Exception as exc:  # noqa: BLE001  # whatever it is, it must not stop the other checks
             text = f"the check itself failed: {type(exc).__name__}: {exc}"
-            found.append(failure(text, "report this, with the output of `svcproxy version`"))
+            self._found.append(failure(text, "report this, with the output of `svcproxy version`"))
 
-    thread = threading.Thread(target=look, name=check.name, daemon=True)
-    thread.start()
-    thread.join(check.timeout)
-    if not found:
-        late = f"no answer within {check.timeout:g} s"
-        return Result(check.name, Verdict.FAILURE, late, "something on the node hangs: see its logs, then try again")
-    return Result(check.name, found[0].verdict, found[0].found, found[0].advice)
+    def result(self) -> Result:
+        """What it has found, once it has or its time is over."""
+        check = self._check
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
+        if not self._found:
+            late = f"no answer within {check.timeout:g} s"
+            return Result(
+                check.name, Verdict.FAILURE, late, "something on the node hangs: see its logs, then try again"
+            )
+        [finding] = self._found
+        return Result(check.name, finding.verdict, finding.found, finding.advice)
 
 
 def run_all(checks: Iterable[Check], config: Config) -> list[Result]:
-    """What all checks find, in their order."""
-    return [run(check, config) for check in checks]
+    """What all checks find, in their order; they run at the same time. Raises nothing."""
+    running = [_Running(check, config) for check in checks]
+    return [each.result() for each in running]

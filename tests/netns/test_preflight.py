@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from svcproxy.cli import main
 from tests.netns import kube_proxy_rules as rules
 from tests.netns.namespaces import Namespace
 
@@ -164,6 +165,43 @@ def test_node_ports_on_localhost_need_a_parameter(node: Namespace, operator: Ope
     with node.entered():
         Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
     assert verdicts(operator.preflight("--role", "agent")[1]) == {}
+
+
+OBJECTS = """
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.1.1.0/24]},
+ status: {addresses: [{type: InternalIP, address: 10.1.1.1}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop},
+ spec: {type: NodePort, clusterIP: 10.96.0.11, ports: [{name: http, port: 80, nodePort: 30080}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{name: http, port: 8080}],
+ metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}},
+ endpoints: [{addresses: [10.1.1.2]}]}
+"""
+
+
+def test_the_parameter_is_what_node_ports_on_localhost_need(
+    node: Namespace, operator: Operator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the check says, and `svcproxy migrate`."""
+    operator.configure(dataplane={"node_port_addresses": ["localhost"]})
+    objects = tmp_path / "objects.yaml"
+    objects.write_text(OBJECTS)
+    with Namespace() as pod:
+        node.connect(pod, "p0", 1)
+        flags = ["--config", str(tmp_path / "config.yaml"), "--manifests", str(objects), "--node-name", "n1"]
+        with node.entered():
+            assert main(["render", *flags]) == 0
+        node.run("nft", "-f", "-", text=capsys.readouterr().out)
+        with pod.entered():
+            server = socket.create_server(("10.1.1.2", 8080))
+        with server, node.entered(), socket.socket() as client, socket.socket() as again:
+            client.settimeout(1)
+            with pytest.raises(TimeoutError):
+                client.connect(("127.0.0.1", 30080))
+            Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
+            again.settimeout(10)
+            again.connect(("127.0.0.1", 30080))
 
 
 def test_a_node_that_does_not_forward(node: Namespace, operator: Operator) -> None:
