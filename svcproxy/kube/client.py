@@ -141,10 +141,12 @@ class ApiClient:
             async with await self._request(server, method, path, {}, credentials, timeout, headers, body) as response:
                 if response.status not in {200, 201}:
                     await _refuse(response, {})
-                answer = await response.content.read(self._body_limit)
-                while len(answer) < self._body_limit and (chunk := await response.content.read(self._body_limit)):
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
                     answer += chunk
-                return answer, response.headers.get("Date", "")
+                    if len(answer) > self._body_limit:
+                        raise BodyTooLarge(f"{server}{path}: an answer is larger than {self._body_limit} octets")
+                return bytes(answer), response.headers.get("Date", "")
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             raise _unavailable(server + path, exc, SHORT_TIMEOUT) from exc
 

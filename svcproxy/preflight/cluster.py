@@ -24,7 +24,7 @@ from svcproxy.kube.resources import NotServed
 from svcproxy.kube.servers import endpoint_urls
 from svcproxy.model import EndpointSlice, Node
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
-from svcproxy.preflight.host import intercepted, own_addresses, split
+from svcproxy.preflight.ports import intercepted, own_addresses, split
 from svcproxy.preflight.rbac import Permission, permissions
 
 AGENT = frozenset({Role.AGENT})

@@ -17,7 +17,7 @@ from svcproxy.dataplane.nftables.foreign import detect
 from svcproxy.dataplane.nftables.probes import Probes, probe
 from svcproxy.dataplane.nftables.transaction import Kernel
 from svcproxy.errors import DataplaneLost
-from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
+from svcproxy.preflight.checks import Check, Finding, Role, Verdict, failure, ok, warning
 from svcproxy.process.prctl import Capability, permitted_capabilities, private_network_namespace
 
 TRIED_FROM = (5, 10)
@@ -51,8 +51,9 @@ def nftables(config: Config) -> Finding:
     """What nftables can do here."""
     if not uses_kernel(config):
         return ok(f"not needed: dataplane.mode is {config.dataplane.mode}")
-    with contextlib.suppress(OSError):
-        private_network_namespace()
+    if user_namespace(config).verdict is Verdict.OK:  # in another one, privileges would count there and not here
+        with contextlib.suppress(OSError):
+            private_network_namespace()
     return judge_probes(probe(), config.dataplane.mode)
 
 

@@ -14,8 +14,13 @@ from svcproxy.options import from_arguments
 from svcproxy.preflight.checks import Check, Result, Role, Verdict, run_all
 
 _GROUPS = {
-    Role.AGENT: ("svcproxy.preflight.kernel", "svcproxy.preflight.host", "svcproxy.preflight.cluster"),
-    Role.DNS: ("svcproxy.preflight.host",),
+    Role.AGENT: (
+        "svcproxy.preflight.kernel",
+        "svcproxy.preflight.host",
+        "svcproxy.preflight.ports",
+        "svcproxy.preflight.cluster",
+    ),
+    Role.DNS: ("svcproxy.preflight.host", "svcproxy.preflight.ports", "svcproxy.preflight.resolvers"),
 }
 """Modules with the checks of each role; only what is asked for is loaded."""
 _MARKS = {Verdict.OK: "ok", Verdict.WARNING: "warning", Verdict.FAILURE: "FAILURE"}

@@ -92,6 +92,30 @@ def test_without_privileges_both_roles_fail(operator: Operator) -> None:
     assert "to listen on 10.96.0.10:53" in checks["capabilities-dns"]["found"]
 
 
+def test_privileges_of_another_user_namespace_are_none(operator: Operator) -> None:
+    code, checks = operator.preflight("--role", "agent", prefix=["unshare", "--user", "--map-root-user"])
+    assert code == 1
+    assert checks["user-namespace"]["verdict"] == "warning"
+    assert (checks["nftables"]["verdict"], "net-admin" in checks["nftables"]["found"]) == ("failure", True)
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict", "found"),
+    [
+        pytest.param("ro", "failure", "cannot be written to: it is read-only", id="read-only"),
+        pytest.param("size=1m", "warning", "is writable, 1 MiB free", id="small"),
+    ],
+)
+def test_a_file_system_that_does_not_do(
+    operator: Operator, tmp_path: Path, options: str, verdict: str, found: str
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    mount = f'mount -t tmpfs -o {options},mode=755 none {state} && exec "$@"'
+    _, checks = operator.preflight("--role", "agent", prefix=["unshare", "--mount", "sh", "-c", mount, "sh"])
+    assert (checks["state-directory"]["verdict"], found in checks["state-directory"]["found"]) == (verdict, True)
+
+
 def test_with_the_privileges_of_deploy_base_it_looks_in_the_nodes_own_namespace(
     node: Namespace, operator: Operator
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from svcproxy.client.console import Console
 from svcproxy.config import Config
-from svcproxy.preflight import cluster, host, kernel, verb
+from svcproxy.preflight import cluster, host, kernel, ports, resolvers, verb
 from svcproxy.preflight.checks import Check, Finding, Result, Verdict, failure, ok, run_all, warning
 from tests.cli.test_verbs import check
 
@@ -129,10 +129,9 @@ def test_each_role_has_its_checks_and_loads_no_more(tmp_path: Path) -> None:
 
 
 def test_the_reference_has_a_line_for_every_check() -> None:
-    names = {each.name for module in (kernel, host, cluster) for each in module.CHECKS}
+    checks = [each for module in (kernel, host, ports, cluster, resolvers) for each in module.CHECKS]
     text = (Path(__file__).parents[2] / "docs" / "reference" / "preflight.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (agent|dns|both) \|", text, re.MULTILINE))
-    assert set(rows) == {*names, "configuration"}
-    for module in (kernel, host, cluster):
-        for each in module.CHECKS:
-            assert rows[each.name] == ("both" if len(each.roles) == 2 else next(iter(each.roles)).value)
+    assert set(rows) == {*(each.name for each in checks), "configuration"}
+    for each in checks:
+        assert rows[each.name] == ("both" if len(each.roles) == 2 else next(iter(each.roles)).value)

@@ -16,7 +16,7 @@ from svcproxy.dataplane.nftables.probes import Probes
 from svcproxy.model import Node
 from svcproxy.model.meta import Family
 from svcproxy.model.node import NodeAddress, NodeMeta, NodeSpec, NodeStatus
-from svcproxy.preflight import cluster, host, kernel
+from svcproxy.preflight import cluster, host, kernel, ports, resolvers
 from svcproxy.preflight.checks import Finding, Verdict
 from svcproxy.preflight.rbac import Permission
 from svcproxy.preflight.sockets import Process, Socket
@@ -157,89 +157,91 @@ def own(*addresses: str) -> Callable[[str], bool]:
         pytest.param(host.judge_receive_buffer(212992), WARNING, "rmem_max = 212992", "=4194304", id="small buffer"),
         pytest.param(host.judge_receive_buffer(None), OK, "cannot be read here", "", id="buffer unknown"),
         pytest.param(
-            host.judge_addresses(["0.0.0.0", "127.0.0.7", "10.0.0.1", "10.96.0.10"], ["10.96.0.10"], ["10.0.0.1"]),
+            ports.judge_addresses(["0.0.0.0", "127.0.0.7", "10.0.0.1", "10.96.0.10"], ["10.96.0.10"], ["10.0.0.1"]),
             OK,
             "10.0.0.1",
             "",
             id="addresses",
         ),
         pytest.param(
-            host.judge_addresses(["10.96.0.10"], [], ["10.0.0.1"]),
+            ports.judge_addresses(["10.96.0.10"], [], ["10.0.0.1"]),
             FAILURE,
             "not on this node: 10.96.0.10",
             "dns.listen",
             id="address missing",
         ),
         pytest.param(
-            host.judge_ports(["10.0.0.1:53/udp"], {}, {}, needed=True), OK, "free: 10.0.0.1:53/udp", "", id="ports"
+            ports.judge_ports(["10.0.0.1:53/udp"], {}, {}, needed=True), OK, "free: 10.0.0.1:53/udp", "", id="ports"
         ),
         pytest.param(
-            host.judge_ports(["10.0.0.1:53/udp"], HELD, DNSMASQ, needed=True),
+            ports.judge_ports(["10.0.0.1:53/udp"], HELD, DNSMASQ, needed=True),
             FAILURE,
             "10.0.0.1:53/udp taken by dnsmasq (pid 7)",
             "change dns.listen",
             id="port taken",
         ),
         pytest.param(
-            host.judge_ports(["10.0.0.1:53/udp"], HELD, DNSMASQ, needed=False),
+            ports.judge_ports(["10.0.0.1:53/udp"], HELD, DNSMASQ, needed=False),
             WARNING,
             "taken by dnsmasq",
             "tries again",
             id="health port taken",
         ),
         pytest.param(
-            host.judge_ports(["10.0.0.1:53/udp"], HELD, {}, needed=True),
+            ports.judge_ports(["10.0.0.1:53/udp"], HELD, {}, needed=True),
             FAILURE,
             "a process of uid 101 that cannot be seen from here",
             "stop it",
             id="port taken by somebody unseen",
         ),
         pytest.param(
-            host.judge_ports(["10.0.0.1:53/udp"], HELD, SVCPROXY, needed=True),
+            ports.judge_ports(["10.0.0.1:53/udp"], HELD, SVCPROXY, needed=True),
             OK,
             "held by svcproxy itself, which hands them over: svcproxy (pid 8)",
             "",
             id="port taken by ourselves",
         ),
-        pytest.param(host.judge_dns_capabilities([], [], []), OK, "none needed", "", id="no privileged port"),
+        pytest.param(ports.judge_dns_capabilities([], [], []), OK, "none needed", "", id="no privileged port"),
         pytest.param(
-            host.judge_dns_capabilities([12], [Capability.NET_BIND_SERVICE], ["10.0.0.1:53"]),
+            ports.judge_dns_capabilities([12], [Capability.NET_BIND_SERVICE], ["10.0.0.1:53"]),
             FAILURE,
             "CAP_NET_BIND_SERVICE is missing, to listen on 10.0.0.1:53",
             "container dns",
             id="privileged port",
         ),
         pytest.param(
-            host.judge_dns_capabilities([10], [Capability.NET_BIND_SERVICE, Capability.NET_ADMIN], ["10.0.0.1:53"]),
+            ports.judge_dns_capabilities([10], [Capability.NET_BIND_SERVICE, Capability.NET_ADMIN], ["10.0.0.1:53"]),
             FAILURE,
             "CAP_NET_ADMIN is missing, to put the addresses of dns.intercept on the node",
             "container dns",
             id="interception",
         ),
-        pytest.param(host.judge_resolvers(["192.0.2.1:53"], [], "f", own()), OK, "f: 192.0.2.1:53", "", id="resolvers"),
         pytest.param(
-            host.judge_resolvers(["127.0.0.53:53"], [], "f", own()),
+            resolvers.judge_resolvers(["192.0.2.1:53"], [], "f", own()), OK, "f: 192.0.2.1:53", "", id="resolvers"
+        ),
+        pytest.param(
+            resolvers.judge_resolvers(["127.0.0.53:53"], [], "f", own()),
             WARNING,
             "127.0.0.53:53",
             "/run/systemd/resolve/resolv.conf",
             id="a stub resolver",
         ),
         pytest.param(
-            host.judge_resolvers(["10.96.0.10:53", "192.0.2.1:53"], [], "f", own("10.96.0.10:53")),
+            resolvers.judge_resolvers(["10.96.0.10:53", "192.0.2.1:53"], [], "f", own("10.96.0.10:53")),
             WARNING,
             "10.96.0.10:53, 192.0.2.1:53",
             "10.96.0.10:53 is svcproxy itself",
             id="one is ourselves",
         ),
         pytest.param(
-            host.judge_resolvers(["10.96.0.10:53"], [], "f", own("10.96.0.10:53")),
+            resolvers.judge_resolvers(["10.96.0.10:53"], [], "f", own("10.96.0.10:53")),
             FAILURE,
             "10.96.0.10:53",
             "leads back to svcproxy",
             id="all are ourselves",
         ),
         pytest.param(
-            host.judge_resolvers(["192.0.2.1:53"], ["line 3: no address"], "f", own()),
+            resolvers.judge_resolvers(["192.0.2.1:53"], ["line 3: no address"], "f", own()),
             WARNING,
             "192.0.2.1:53",
             "line 3: no address",
@@ -392,12 +394,12 @@ def test_a_directory_of_somebody_else(tmp_path: Path) -> None:
 def test_resolv_conf(tmp_path: Path, text: str, verdict: Verdict, found: str) -> None:
     path = tmp_path / "resolv.conf"
     path.write_text(text)
-    said = host.resolv_conf(Config(dns=DnsConfig(resolv_conf=str(path), listen=("127.0.0.1:53",))))
+    said = resolvers.resolv_conf(Config(dns=DnsConfig(resolv_conf=str(path), listen=("127.0.0.1:53",))))
     assert (said.verdict, found in said.found) == (verdict, True), said
 
 
 def test_resolv_conf_that_is_not_there() -> None:
-    said = host.resolv_conf(Config(dns=DnsConfig(resolv_conf="/nothing/here")))
+    said = resolvers.resolv_conf(Config(dns=DnsConfig(resolv_conf="/nothing/here")))
     assert (said.verdict, said.found) == (FAILURE, "/nothing/here cannot be read: No such file or directory")
-    assert host.resolv_conf(Config(dns=DnsConfig(resolv_conf=None))).verdict is WARNING
-    assert host.resolv_conf(Config(dns=DnsConfig(resolv_conf=None, upstreams=("192.0.2.1:53",)))).verdict is OK
+    assert resolvers.resolv_conf(Config(dns=DnsConfig(resolv_conf=None))).verdict is WARNING
+    assert resolvers.resolv_conf(Config(dns=DnsConfig(resolv_conf=None, upstreams=("192.0.2.1:53",)))).verdict is OK
