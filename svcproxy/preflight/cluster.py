@@ -5,10 +5,8 @@ Every look is a request with the agent's own credentials. Reviews of access are 
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any
@@ -18,77 +16,33 @@ import msgspec
 
 from svcproxy.config import Config, DetectLocalMode
 from svcproxy.errors import ApiForbidden, ApiUnauthorized, ApiUnavailable, ConfigError, DecodeError
-from svcproxy.kube.client import ApiClient
-from svcproxy.kube.credentials import Authenticator, loader_for
 from svcproxy.kube.resources import NotServed
 from svcproxy.kube.servers import endpoint_urls
 from svcproxy.model import EndpointSlice, Node
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
 from svcproxy.preflight.ports import intercepted, own_addresses, split
 from svcproxy.preflight.rbac import Permission, permissions
+from svcproxy.preflight.servers import Servers, servers
 
 AGENT = frozenset({Role.AGENT})
 TIMEOUT = 15.0
 """Seconds for a check: connecting takes 5 at most, an answer 10."""
-ANSWER_MAX = 4 << 20
-"""Octets of an answer."""
 SKEW_WARNING, SKEW_FAILURE = 5.0, 300.0
 """Seconds between the clocks of node and API server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an API server said."""
-
-    body: bytes
-    date: str
-    server: str
-    before: float
-    """Unix seconds here when it was asked."""
-    after: float
-
-
-Ask = Callable[[str, str, bytes | None], Awaitable[Answer]]
-"""Method, path, body."""
-
-
-async def _with_server(config: Config, use: Callable[[Ask, "Access"], Awaitable[Finding]]) -> Finding:
-    authenticator = Authenticator(loader_for(config.kube), time.monotonic)
-    client = ApiClient(authenticator, silence_timeout=TIMEOUT, body_limit=ANSWER_MAX)
-    try:
-        credentials = await authenticator.current()
-        server = next(iter(config.kube.api_servers), credentials.server)
-        if not server:
-            raise ApiUnavailable("the credentials name no API server")
-
-        async def ask(method: str, path: str, body: bytes | None) -> Answer:
-            before = time.time()
-            octets, date = await client.exchange(server, method, path, body)
-            return Answer(octets, date, server, before, time.time())
-
-        access = Access(server, credentials.in_cluster and not config.kube.api_servers)
-        return await use(ask, access)
-    finally:
-        await client.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How the API server is reached."""
-
-    server: str
-    through_service: bool
-    """Whether its address is that of the Service `default/kubernetes`."""
-
-
-def _check(use: Callable[[Config, Ask, Access], Awaitable[Finding]]) -> Callable[[Config], Finding]:
+def _check(use: Callable[[Config, Servers], Awaitable[Finding]]) -> Callable[[Config], Finding]:
     """A check that asks the API server; that it cannot be asked is another check's business."""
+
+    async def ask(config: Config) -> Finding:
+        async with servers(config) as there:
+            return await use(config, there)
 
     def look(config: Config) -> Finding:
         if config.kube.manifests is not None:
             return ok("not needed: objects come from kube.manifests")
         try:
-            return asyncio.run(_with_server(config, lambda ask, access: use(config, ask, access)))
+            return asyncio.run(ask(config))
         except (ApiUnavailable, ApiUnauthorized, ConfigError):
             return warning("not looked at: the API server cannot be asked", "see the check api-server")
         except ApiForbidden as exc:
@@ -102,7 +56,7 @@ def api_server(config: Config) -> Finding:
     if config.kube.manifests is not None:
         return ok("not needed: objects come from kube.manifests")
     try:
-        return asyncio.run(_with_server(config, _who))
+        return asyncio.run(_who(config))
     except ConfigError as exc:
         return failure(str(exc), "give --kubeconfig, --api-server or a service account (deploy/base mounts one)")
     except ApiUnauthorized as exc:
@@ -115,20 +69,31 @@ def api_server(config: Config) -> Finding:
         return failure(str(exc), advice)
 
 
-async def _who(ask: Ask, access: "Access") -> Finding:
-    """Who we are to it."""
+async def _who(config: Config) -> Finding:
+    """Who we are to the first that answers, and who else does."""
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     name = ""
-    try:
-        answer = await ask("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", msgspec.json.encode(review))
-        name = str(_field(answer.body, "status", "userInfo", "username") or "")
-    except NotServed:
-        answer = await ask("GET", "/api", None)
-    found = f"{access.server} answers" + (f" to {name}" if name else "")
+    async with servers(config) as there:
+        try:
+            path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+            answer = await there.ask("POST", path, msgspec.json.encode(review))
+            name = str(_field(answer.body, "status", "userInfo", "username") or "")
+        except NotServed:
+            answer = await there.ask("GET", "/api")
+        await there.probe()
+        return judge_server(answer.server, name, there.silent, through_service=there.through_service)
+
+
+def judge_server(server: str, name: str, silent: Mapping[str, str], *, through_service: bool) -> Finding:
+    """What it means that `server` answers to `name`, and others do not."""
+    found = f"{server} answers" + (f" to {name}" if name else "")
     if name == "system:anonymous":
         advice = "no credentials are sent, or none that it knows: give a kubeconfig or a service account"
         return failure(f"{found}: the credentials are nobody's", advice)
-    if access.through_service:
+    if silent:
+        advice = "the agent goes to another while one does not answer: put it right, or take it from kube.api_servers"
+        return warning(f"{found}; not so {'; '.join(silent.values())}", advice)
+    if through_service:
         advice = (
             "this is a Service address: a node that starts afresh reaches it only while something serves Services. "
             "Name the API servers' own addresses in kube.api_servers"
@@ -137,12 +102,12 @@ async def _who(ask: Ask, access: "Access") -> Finding:
     return ok(found)
 
 
-async def _rbac(config: Config, ask: Ask, _: Access) -> Finding:
-    missing = [each for each in permissions(config) if not await _allowed(ask, each)]
+async def _rbac(config: Config, there: Servers) -> Finding:
+    missing = [each for each in permissions(config) if not await _allowed(there, each)]
     return judge_permissions(missing)
 
 
-async def _allowed(ask: Ask, permission: Permission) -> bool:
+async def _allowed(there: Servers, permission: Permission) -> bool:
     attributes = {"verb": permission.verb, "resource": permission.resource, "group": permission.group}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
@@ -150,7 +115,7 @@ async def _allowed(ask: Ask, permission: Permission) -> bool:
         "spec": {"resourceAttributes": attributes},
     }
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    answer = await ask("POST", path, msgspec.json.encode(review))
+    answer = await there.ask("POST", path, msgspec.json.encode(review))
     return _field(answer.body, "status", "allowed") is True
 
 
@@ -167,8 +132,8 @@ def judge_permissions(missing: Sequence[Permission]) -> Finding:
     return ok("every rule is there")
 
 
-async def _clock(_: Config, ask: Ask, __: Access) -> Finding:
-    answer = await ask("GET", "/api", None)
+async def _clock(_: Config, there: Servers) -> Finding:
+    answer = await there.ask("GET", "/api")
     return judge_clock(answer.date, answer.before, answer.after)
 
 
@@ -188,10 +153,10 @@ def judge_clock(date: str, before: float, after: float) -> Finding:
     return ok(text)
 
 
-async def _node_object(config: Config, ask: Ask) -> Node | None:
+async def _node_object(config: Config, there: Servers) -> Node | None:
     """The own Node. The role allows to list Nodes, not to get one."""
     selector = quote(f"metadata.name={config.node_name}", safe="")
-    answer = await ask("GET", f"/api/v1/nodes?fieldSelector={selector}", None)
+    answer = await there.ask("GET", f"/api/v1/nodes?fieldSelector={selector}")
     found = _items(answer.body, Node)
     return found[0] if found else None
 
@@ -205,8 +170,8 @@ def _items(body: bytes, type_: type[Any]) -> list[Any]:
         raise ApiUnavailable(f"not a list of {type_.__name__}: {exc}") from exc
 
 
-async def _node(config: Config, ask: Ask, _: Access) -> Finding:
-    return judge_node(config.node_name, await _node_object(config, ask), own_addresses())
+async def _node(config: Config, there: Servers) -> Finding:
+    return judge_node(config.node_name, await _node_object(config, there), own_addresses())
 
 
 def judge_node(name: str, node: Node | None, own: Collection[str]) -> Finding:
@@ -234,8 +199,8 @@ def _addresses(node: Node) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-async def _pod_cidrs(config: Config, ask: Ask, _: Access) -> Finding:
-    return judge_pod_cidrs(config, await _node_object(config, ask))
+async def _pod_cidrs(config: Config, there: Servers) -> Finding:
+    return judge_pod_cidrs(config, await _node_object(config, there))
 
 
 def judge_pod_cidrs(config: Config, node: Node | None) -> Finding:
@@ -253,8 +218,8 @@ def judge_pod_cidrs(config: Config, node: Node | None) -> Finding:
     return warning("the Node has no podCIDRs", advice)
 
 
-async def _families(config: Config, ask: Ask, _: Access) -> Finding:
-    node = await _node_object(config, ask)
+async def _families(config: Config, there: Servers) -> Finding:
+    node = await _node_object(config, there)
     return judge_families(config, _addresses(node) if node is not None else [])
 
 
@@ -278,11 +243,11 @@ def _is_ipv6(listen: str) -> bool:
     return ":" in split(listen)[0] if listen.rpartition(":")[2].isdigit() else ":" in listen
 
 
-async def _endpoints(_: Config, ask: Ask, access: Access) -> Finding:
+async def _endpoints(_: Config, there: Servers) -> Finding:
     selector = quote("kubernetes.io/service-name=kubernetes", safe="")
     path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-    answer = await ask("GET", f"{path}?labelSelector={selector}", None)
-    return judge_endpoints(endpoint_urls(_items(answer.body, EndpointSlice)), access.server)
+    answer = await there.ask("GET", f"{path}?labelSelector={selector}")
+    return judge_endpoints(endpoint_urls(_items(answer.body, EndpointSlice)), answer.server)
 
 
 def judge_endpoints(urls: Sequence[str], server: str) -> Finding:

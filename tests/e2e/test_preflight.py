@@ -41,10 +41,10 @@ def deployed(shared_plane: ControlPlane) -> Iterator[ControlPlane]:
     shared_plane.kubectl("delete", "-k", str(BASE), "--wait=false")
 
 
-def preflight(directory: Path, kubeconfig: Path, node: str = NODE) -> dict[str, dict[str, Any]]:
+def preflight(directory: Path, kubeconfig: Path, *more: str, node: str = NODE) -> dict[str, dict[str, Any]]:
     """What the checks of the cluster find."""
     flags = ["--role", "agent", "--kubeconfig", str(kubeconfig), "--node-name", node, "--dataplane", "none"]
-    flags += ["--run-dir", str(directory / "run"), "--state-dir", str(directory / "state"), "-o", "json"]
+    flags += ["--run-dir", str(directory / "run"), "--state-dir", str(directory / "state"), "-o", "json", *more]
     command = [sys.executable, "-m", "svcproxy", "preflight", *flags]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert finished.stderr == ""
@@ -103,6 +103,14 @@ def test_credentials_that_are_refused(deployed: ControlPlane, tmp_path: Path) ->
     assert checks["api-server"]["verdict"] == "failure"
     assert checks["api-server"]["found"].startswith("the credentials are refused: ")
     assert {checks[name]["verdict"] for name in CLUSTER_CHECKS[1:]} == {"warning"}
+
+
+def test_one_of_two_api_servers_is_enough(deployed: ControlPlane, tmp_path: Path) -> None:
+    gone = "https://127.0.0.1:1"
+    checks = preflight(tmp_path, as_agent(deployed), "--api-server", gone, "--api-server", deployed.url)
+    assert verdicts(checks) == {"api-server": "warning"}
+    assert gone in checks["api-server"]["found"]
+    assert checks["rbac"]["found"] == "every rule is there"
 
 
 def test_an_api_server_that_is_not_there(plane: ControlPlane, tmp_path: Path) -> None:
