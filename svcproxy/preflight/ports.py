@@ -69,8 +69,6 @@ def judge_addresses(wanted: Sequence[str], brought: Collection[str], own: Collec
 
 def dns_ports(config: Config) -> Finding:
     """Whether the ports of DNS are free."""
-    if not config.dns.enabled:
-        return ok("not needed: dns.enabled is false")
     wanted = [(listen, protocol) for listen in dns_sockets(config) for protocol in ("udp", "tcp")]
     return _ports(wanted, needed=True)
 

@@ -28,8 +28,11 @@ _MARKS = {Verdict.OK: "ok", Verdict.WARNING: "warning", Verdict.FAILURE: "FAILUR
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what each check finds. Returns 1 if svcproxy would not serve, else 0."""
-    roles = frozenset(Role) if arguments.role == "all" else frozenset({Role(arguments.role)})
     configuration, config = _configuration(arguments)
+    if arguments.role == "all":  # as `svcproxy run` starts them
+        roles = frozenset(Role) if config.dns.enabled else frozenset({Role.AGENT})
+    else:
+        roles = frozenset({Role(arguments.role)})
     results = [configuration, *run_all(_checks(roles), config)]
     if arguments.output == "json":
         console().json({"checks": results, "counts": _counts(results)})

@@ -120,6 +120,10 @@ def test_each_role_has_its_checks_and_loads_no_more(tmp_path: Path) -> None:
     assert {"dns-ports", "resolvers"} <= set(found["dns"])
     assert set(found["agent"]) & set(found["dns"]) == {"configuration", "run-directory"}
     assert sorted(found["all"]) == sorted({*found["agent"], *found["dns"]})
+    config = tmp_path / "config.yaml"
+    config.write_text("dns: {enabled: false}")
+    without = json.loads(svcproxy("--config", str(config), *manifests, "-o", "json").stdout)
+    assert [each["name"] for each in without["checks"]] == found["agent"]
     script = (
         "import sys; from svcproxy.cli import main; main(['preflight', '--role', 'dns', '-o', 'json']); "
         "print(sorted({'aiohttp', 'kubernetes_asyncio', 'pyroute2', 'uvloop'} & set(sys.modules)), file=sys.stderr)"
