@@ -194,6 +194,21 @@ def _migrate(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--api-server", metavar="URL", action="append", help="API server in place of the kubeconfig's")
 
 
+def _preflight(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument("--role", choices=("agent", "dns", "all"), default="all", help="who is to run (default: all)")
+
+
+_PREFLIGHT = """\
+Looks at everything that svcproxy needs on this node: configuration, kernel, privileges, directories, ports, API server,
+role, Node object, resolvers; and at what stands in its way: kube-proxy, other programs, clocks. For each check it says
+what was found and, if need be, what to do. Nothing is changed. Run it as the agent or the DNS role would run, with its
+configuration and flags: as an init container, or before a node is handed over.
+
+ok: all is well · warning: svcproxy serves, but not all or not as well as it could · FAILURE: it does not serve
+
+Exit codes: 0 no failures, 1 failures."""
+
 _MIGRATE = """\
 Reads how kube-proxy, CoreDNS and NodeLocal DNSCache are set up, and prints the configuration of svcproxy that means the
 same. What svcproxy does in another way, or cannot do, is said in comments, each with the file and line that it is
@@ -358,6 +373,19 @@ VERBS: tuple[Verb, ...] = (
         "With -o json it prints the whole tree in force, defaults included. Exits with 2 if anything is wrong.",
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
+        configured=True,
+    ),
+    Verb(
+        "preflight",
+        "svcproxy.preflight.verb:run",
+        "say whether this node has what svcproxy needs",
+        _PREFLIGHT,
+        _preflight,
+        (
+            "svcproxy preflight --config config.yaml --kubeconfig ~/.kube/config --node-name worker-3",
+            "svcproxy preflight --role dns --config config.yaml    # in the container of the DNS role",
+            "svcproxy preflight -o json | jq '.checks[] | select(.verdict != \"ok\")'",
+        ),
         configured=True,
     ),
     Verb(

@@ -205,7 +205,8 @@ class _Parser:
         directives: list[Directive] = []
         while (token := self._peek()) is not None and token.text != "}":
             directives.append(self._directive(0))
-        if braces and token is None:
+        # CoreDNS lets the last } of a file close both a directive's block and the server block around it.
+        if braces and token is None and self.tokens[-1].text != "}":
             raise self._end()
         if token is not None:
             if not braces:
@@ -231,7 +232,7 @@ class _Parser:
             self.at += 1
             text = self._resolved(token)
             another = text.endswith(",")
-            if text.removesuffix(","):
+            if text:
                 keys.append(text.removesuffix(","))
         if another and token is None:
             raise self._end()

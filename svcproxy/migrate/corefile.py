@@ -8,18 +8,19 @@ other blocks that forward are stub domains. What becomes of each plugin is in `s
 from collections.abc import Sequence
 
 from svcproxy import syntax
-from svcproxy.config import PodNames, QueryClass
+from svcproxy.config import PodNames
 from svcproxy.migrate.caddyfile import Corefile, Directive, ServerBlock, unresolved
 from svcproxy.migrate.corefile_cache import cache
 from svcproxy.migrate.corefile_forward import forward, refuse_others
 from svcproxy.migrate.corefile_plugins import BY_NAME, Rule
 from svcproxy.migrate.corefile_scope import NOT_CARRIED_OVER, Scope, first, has, one_of
 from svcproxy.migrate.draft import Place, Source, Treatment, has_key
-from svcproxy.migrate.values import whole_seconds
+from svcproxy.migrate.values import duration
 from svcproxy.migrate.zones import ROOT, Key, key, zone
 
 TTL, PODS = 5, "disabled"
 """The plugin kubernetes' own."""
+_EVERYWHERE = "0.0.0.0"  # noqa: S104  # what CoreDNS means by an address without a host
 _NO_VALUE = "its variable has no value here: give it with --env NAME=VALUE"
 
 
@@ -68,6 +69,8 @@ def _carry_over(scope: Scope, rule: Rule, directive: Directive, block: ServerBlo
             _health(scope, directive)
         case Rule.LOG:
             _log(scope, directive)
+        case Rule.PROMETHEUS:
+            _prometheus(scope, directive)
         case Rule.LOADBALANCE:
             _loadbalance(scope, directive)
         case Rule.MULTISOCKET:
@@ -166,7 +169,7 @@ def _health(scope: Scope, directive: Directive) -> None:
         place, value = scope.place(line, f"health.{line.name}"), " ".join(line.args)
         if line.name == "lameduck" and has_key("dns.lameduck"):
             try:
-                scope.draft.set("dns.lameduck", whole_seconds(first(line)), place, was=value)
+                scope.draft.set("dns.lameduck", duration(first(line)), place, was=value)
             except ValueError as exc:
                 scope.draft.say(place, Treatment.NONE, f"{NOT_CARRIED_OVER}{exc}", value)
         else:
@@ -175,20 +178,36 @@ def _health(scope: Scope, directive: Directive) -> None:
 
 
 def _log(scope: Scope, directive: Directive) -> None:
-    """`log [NAMES...] [FORMAT] { class CLASS... }`."""
-    words = [word for line in directive.block if line.name == "class" for word in line.args]
-    unknown = sorted(set(words) - set(QueryClass))
-    if unknown:
-        scope.say(directive, Treatment.NONE, f"{NOT_CARRIED_OVER}no such class: {', '.join(unknown)}")
+    """`log [NAME…] [FORMAT]`, and `class CLASS…` in the block; without it all."""
+    if not has_key("dns.query_log.classes"):
+        scope.say(directive, Treatment.NONE, BY_NAME["log"].text)
         return
-    text = BY_NAME["log"].text
-    classes = list(dict.fromkeys(words)) or [QueryClass.ALL.value]
-    key = "dns.query_log.classes"
-    scope.draft.set(key, classes, scope.place(directive), text, was=directive.words, differs=True)
-    for line in directive.block:
-        if line.name != "class":
-            place = scope.place(line, f"log.{line.name}")
-            scope.draft.say(place, Treatment.NONE, "no option of the plugin log", " ".join(line.args))
+    lines = [each for each in directive.block if each.name == "class"]
+    classes = list(dict.fromkeys(word for each in lines for word in each.args)) or ["all"]
+    text = "one line for each response, with names as CoreDNS has them; dns.query_log.lines_max bounds them"
+    scope.draft.set("dns.query_log.classes", classes, scope.place(directive), text, was=directive.words, differs=True)
+    if any(each not in (".", "{common}", "{combined}") for each in directive.args):
+        scope.say(directive, Treatment.NONE, "names and formats cannot be chosen: all responses are logged alike")
+
+
+def _prometheus(scope: Scope, directive: Directive) -> None:
+    """`prometheus [ADDRESS]`; the first one counts."""
+    key_ = "dns.metrics_listen"
+    if not has_key(key_) or key_ in scope.draft.values:
+        text = BY_NAME["prometheus"].text
+        if has_key(key_):
+            text = f"there is one address for the metrics of a DNS worker, {key_}: the first one counts"
+        scope.say(directive, Treatment.DIFFERS, text)
+        return
+    address = directive.args[0] if directive.args else "localhost:9153"
+    address = f"{_EVERYWHERE}{address}" if address.startswith(":") else address.replace("localhost", "127.0.0.1")
+    text = "on each node, with CoreDNS' names where CoreDNS has them (docs/reference/dns-metrics.md)"
+    try:
+        listen = syntax.listen_address(address)
+    except ValueError as exc:
+        scope.say(directive, Treatment.NONE, f"{NOT_CARRIED_OVER}{exc}")
+    else:
+        scope.draft.set(key_, listen, scope.place(directive), text, was=directive.words, differs=True)
 
 
 def _loadbalance(scope: Scope, directive: Directive) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from svcproxy.migrate.draft import Treatment
+from svcproxy.migrate.draft import Treatment, has_key
 from svcproxy.migrate.values import integer, whole_seconds
 
 
@@ -22,6 +22,7 @@ class Rule(StrEnum):
     BIND = "bind"
     HEALTH = "health"
     LOG = "log"
+    PROMETHEUS = "prometheus"
     LOADBALANCE = "loadbalance"
     MULTISOCKET = "multisocket"
 
@@ -59,9 +60,8 @@ _OWN_NAMES: Final = (
 _ELSEWHERE: Final = "svcproxy does not read it: have a DNS server answer these names, and name that in dns.stub_domains"
 _CHANGES: Final = "svcproxy passes questions and answers on as they are"
 _OBSERVED: Final = "see `svcproxy status`, the metrics and the logs"
-_PROBES: Final = (
-    "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it), or over HTTP "
-    "at dns.metrics_listen"
+_PROBES: Final = "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it)" + (
+    ", or over HTTP at dns.metrics_listen: /health, /ready" if has_key("dns.metrics_listen") else ", not over HTTP"
 )
 _CREDENTIALS: Final = (
     "the agent reads the API, with a service account of its own; see kube.kubeconfig, kube.api_servers"
@@ -93,7 +93,11 @@ PLUGINS: Final = (
         "(docs/reference/config.md) ends the role, which starts again with its sockets kept",
     ),
     Plugin("nsid", _NONE, "no EDNS option is answered"),
-    Plugin("bufsize", _DIFFERS, "answers over UDP are as large as the client takes, 1232 octets towards upstreams"),
+    Plugin(
+        "bufsize",
+        _DIFFERS,
+        "answers over UDP have up to 4096 octets where the client takes as many; upstreams are asked for 1232",
+    ),
     Plugin("bind", _DIFFERS, rule=Rule.BIND),
     Plugin("debug", _DIFFERS, "log.level: debug tells more; nothing makes svcproxy end at an error of its own"),
     Plugin("trace", _NONE, _OBSERVED),
@@ -104,16 +108,12 @@ PLUGINS: Final = (
     Plugin(
         "prometheus",
         _DIFFERS,
-        "dns.metrics_listen names the address, each further worker of dns.workers has the next port; the names are "
-        "CoreDNS' where CoreDNS has them (docs/reference/dns-metrics.md)",
+        "each DNS worker has its metrics on the socket of its instance in the run directory, with CoreDNS' names where "
+        "CoreDNS has them (docs/reference/dns-metrics.md)",
+        Rule.PROMETHEUS,
     ),
-    Plugin("errors", _DIFFERS, "errors are logged in svcproxy's own words, the same one not over and over"),
-    Plugin(
-        "log",
-        _DIFFERS,
-        "of every name, in CoreDNS' common format with the client's Pod behind; dns.query_log.lines_max bounds it",
-        Rule.LOG,
-    ),
+    Plugin("errors", _DIFFERS, "errors are logged in svcproxy's own words"),
+    Plugin("log", _NONE, "queries are not logged", Rule.LOG),
     Plugin("dnstap", _NONE, _OBSERVED),
     Plugin("local", _NONE, "localhost and its like are asked of the upstreams"),
     Plugin("dns64", _NONE, _CHANGES),

@@ -22,6 +22,8 @@ from svcproxy.migrate.zones import upstream
 
 TEMPLATE = "__PILLAR__"
 DOMAIN, LOCAL, SERVER = f"{TEMPLATE}DNS__DOMAIN__", f"{TEMPLATE}LOCAL__DNS__", f"{TEMPLATE}DNS__SERVER__"
+LOCAL_LISTEN = "127.0.0.1:9053"
+"""As in deploy/base: port 53 of 127.0.0.1 may be somebody else's."""
 CLUSTER, UPSTREAM = f"{TEMPLATE}CLUSTER__DNS__", f"{TEMPLATE}UPSTREAM__SERVERS__"
 
 
@@ -166,8 +168,9 @@ def listen(addresses: Sequence[str], draft: Draft, place: Place) -> None:
     """Answer on these addresses, which pods ask today."""
     ports = [f"[{each}]:53" if ":" in each else f"{each}:53" for each in addresses]
     if has_key("dns.intercept"):
-        draft.set("dns.listen", ports, place, was=", ".join(addresses))
-        text = "the DNS role puts these addresses on the node while it answers"
+        text = "for questions from the node itself; what pods ask is in dns.intercept"
+        draft.set("dns.listen", [LOCAL_LISTEN], place, text, was=", ".join(addresses), differs=True)
+        text = "the DNS role, which needs CAP_NET_ADMIN for it, has these addresses on the node while it answers"
         draft.set("dns.intercept", list(addresses), place, text, was=", ".join(addresses), differs=True)
     else:
         text = "the DNS role puts no address on the node: whoever makes the nodes has to, before it starts"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `deploy/` says is accepted by a real API server, and its ClusterRole is exactly what the agent needs."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,26 @@ def test_the_daemonset_is_as_small_as_it_can_be(deployed: ControlPlane) -> None:
         assert "exec" in container["readinessProbe"]
     with_token = [name for name, each in containers.items() if any(m["name"] == "token" for m in each["volumeMounts"])]
     assert with_token == ["agent"]
+
+
+def test_preflight_runs_with_the_privileges_of_both_roles(shared_plane: ControlPlane, tmp_path: Path) -> None:
+    shutil.copytree(BASE.parent, tmp_path / "deploy")
+    overlay = tmp_path / "deploy" / "overlay"
+    overlay.mkdir()
+    kustomization = {"namespace": "kube-system", "resources": ["../base"], "components": ["../components/preflight"]}
+    (overlay / "kustomization.yaml").write_text(json.dumps(kustomization))
+    shared_plane.kubectl("apply", "-k", str(overlay))
+    try:
+        daemonset = shared_plane.call("GET", "/apis/apps/v1/namespaces/kube-system/daemonsets/svcproxy")
+    finally:
+        shared_plane.kubectl("delete", "-k", str(overlay), "--wait=false")
+    pod = daemonset["spec"]["template"]["spec"]
+    [preflight] = pod["initContainers"]
+    assert preflight["image"] == pod["containers"][0]["image"]
+    both = {each for container in pod["containers"] for each in container["securityContext"]["capabilities"]["add"]}
+    assert set(preflight["securityContext"]["capabilities"]["add"]) == both
+    mounts = {each["mountPath"] for container in pod["containers"] for each in container["volumeMounts"]}
+    assert {each["mountPath"] for each in preflight["volumeMounts"]} == mounts
 
 
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:

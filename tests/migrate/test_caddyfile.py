@@ -72,6 +72,12 @@ def test_braces_are_not_needed_for_a_single_block() -> None:
     assert (found.keys, [each.words for each in found.directives]) == (("example.org:53",), ["errors", "cache 30"])
 
 
+def test_the_last_brace_may_close_two_blocks() -> None:
+    """As in CoreDNS; of all but the last it is an error."""
+    [directive] = block(". {\n cache {\n  success 1\n}\n").directives
+    assert [each.words for each in directive.block] == ["success 1"]
+
+
 def test_directives_nest() -> None:
     [directive] = block(". {\n a b {\n  c d {\n   e\n  }\n  f\n }\n}").directives
     inner = (Directive("c", ("d",), 3, (Directive("e", (), 4),)), Directive("f", (), 6))
@@ -117,7 +123,7 @@ def test_variables() -> None:
     [
         pytest.param('. {\n errors "x\n}\n', 2, "the quote that is opened here is never closed", id="quote"),
         pytest.param(". {\n errors\n", 2, "the file ends before the block does", id="block not closed"),
-        pytest.param(". {\n cache {\n  success 1\n}\n", 4, "the file ends before the block does", id="inner block"),
+        pytest.param(". {\n cache {\n  success 1\n", 3, "the file ends before the block does", id="inner block"),
         pytest.param(". {\n}\n}\n", 3, "a } without a {", id="one brace too many"),
         pytest.param(".\n errors\n}\n", 3, "a } without a {", id="a brace that nothing opened"),
         pytest.param("a, {\n}\n", 1, "a zone is missing", id="comma before the block"),

@@ -14,6 +14,7 @@ ZONES = {"dns.zones": ["cluster.local"], "dns.ttl": 5, "dns.pods": "disabled"}
 REFUSED = {"dns.resolv_conf": None}
 """Without a `forward`, other names are refused."""
 FORWARD = "forward . 192.0.2.1"
+SEVERAL = "192.0.2.1 [2001:db8::1]:5353 dns://192.0.2.2 192.0.2.1"
 FORWARDED = {"dns.upstreams": ["192.0.2.1:53"]}
 
 
@@ -47,10 +48,7 @@ def corefile(*lines: str, more: str = "", **variables: str) -> Made:
         ),
         pytest.param(["forward . /etc/resolv.conf"], {"dns.resolv_conf": "/etc/resolv.conf"}, id="resolv.conf"),
         pytest.param(
-            [
-                "forward . 192.0.2.1 [2001:db8::1]:5353 dns://192.0.2.2 192.0.2.1 {\n policy sequential\n"
-                " max_concurrent 7\n}"
-            ],
+            [f"forward . {SEVERAL} {{\n policy sequential\n max_concurrent 7\n}}"],
             {
                 "dns.upstreams": ["192.0.2.1:53", "[2001:db8::1]:5353", "192.0.2.2:53"],
                 "dns.forward.policy": "sequential",
@@ -160,8 +158,6 @@ def test_no_option_is_passed_over_in_silence(plugin: str, option: str) -> None:
         pytest.param(["kubernetes -x-"], "kubernetes", "none", "is not a DNS name", id="not a zone"),
         pytest.param(["kubernetes a.example {\n ttl 9999\n}"], "kubernetes.ttl", "none", "out of range", id="range"),
         pytest.param(["kubernetes in-addr.arpa"], "kubernetes", "none", "a cluster domain is needed", id="no domain"),
-        pytest.param(["log"], "log", "differs", "CoreDNS' common format", id="query log"),
-        pytest.param(["log {\n class some\n}"], "log", "none", "no such class: some", id="class of the query log"),
         pytest.param(["loadbalance weighted w"], "loadbalance", "none", "no weights", id="weights"),
         pytest.param(["loadbalance"], "loadbalance", "needless", "rotated", id="round robin"),
         pytest.param(["import x"], "import", "none", "not read", id="import of a file"),
@@ -192,13 +188,18 @@ def test_what_is_different_for_a_stub_domain_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("directive", "classes"),
-    [("log", ["all"]), ("log {\n class denial error\n class denial\n}", ["denial", "error"])],
+    ("lines", "key", "value", "setting"),
+    [
+        pytest.param("health {\n lameduck 7s\n}", "dns.lameduck", 7.0, "health.lameduck", id="lame duck"),
+        pytest.param("log", "dns.query_log.classes", ["all"], "log", id="query log"),
+        pytest.param(
+            "log . {\n class denial error\n}", "dns.query_log.classes", ["denial", "error"], "log", id="some of it"
+        ),
+        pytest.param("prometheus :9153", "dns.metrics_listen", "0.0.0.0:9153", "prometheus", id="metrics"),
+        pytest.param("prometheus", "dns.metrics_listen", "127.0.0.1:9153", "prometheus", id="metrics on loopback"),
+    ],
 )
-def test_the_query_log(directive: str, classes: list[str]) -> None:
-    assert corefile(FORWARD, directive).config["dns.query_log.classes"] == classes
-
-
-@pytest.mark.skipif(not has_key("dns.lameduck"), reason="there is no such key")
-def test_lameduck() -> None:
-    assert corefile(FORWARD, "health {\n lameduck 5s\n}").config["dns.lameduck"] == 5
+def test_what_is_set_where_there_is_a_key_for_it(lines: str, key: str, value: object, setting: str) -> None:
+    found = corefile(FORWARD, lines)
+    assert found.config.get(key) == (value if has_key(key) else None)
+    assert found.said(setting)
