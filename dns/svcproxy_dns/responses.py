@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a question and the name that it is about to a response that can be rendered. Pure.
 
-Rdata names canonical labels and the zone as the question spells it. Target and owner names are compressed only where
-every reader expects it: not in SRV (RFC 2782).
+Rdata names canonical labels and the zone as the question spells it. Names in rdata are not compressed in SRV (RFC
+2782), but the owners of what belongs to a target point to it.
 """
 
 import struct
@@ -19,6 +19,7 @@ from svcproxy_dns.wire import (
     CLASS_IN,
     HEADER_OCTETS,
     NAME_MAX_OCTETS,
+    POINTER_MAX,
     QUESTION_POINTER,
     TYPE_CLASS_OCTETS,
     Query,
@@ -35,6 +36,8 @@ DNS_VERSION_TTL = 28800
 """Seconds; CoreDNS' value."""
 _SRV_HEAD = struct.Struct(">2HI4H")
 """Type, class, TTL, length, priority, weight, port."""
+_SRV_TARGET = len(QUESTION_POINTER) + _SRV_HEAD.size
+"""Octets of a record before its target."""
 _A, _NS, _SOA, _PTR, _TXT, _AAAA, _SRV = map(
     int, (RRType.A, RRType.NS, RRType.SOA, RRType.PTR, RRType.TXT, RRType.AAAA, RRType.SRV)
 )
@@ -80,11 +83,10 @@ class Responses:
         ttl = self._zone.ttl
         own = encode_labels(service.labels)
         spelled = own + query.question[-TYPE_CLASS_OCTETS - len(domain.wire) : -TYPE_CLASS_OCTETS]
-        end = HEADER_OCTETS + len(query.question) - TYPE_CLASS_OCTETS
-        owner = encode_pointer(end - len(spelled)) if query.lower else own + encode_pointer(end - len(domain.wire))
         if name.endpoints is None and not service.follows_endpoints:
             weight, ports = service.own_ports(name.port)
             answers = [_srv(ttl, weight, port, spelled) for port in ports]
+            owner = encode_pointer(HEADER_OCTETS + len(query.question) + _SRV_TARGET)
             ipv4, ipv6 = self._zone.service_addresses(service)
             additionals = ipv4.owned_by(owner)
             if ipv6:
@@ -92,16 +94,18 @@ class Responses:
         else:
             targets = service.targets(name.port, name.endpoints)
             room = NAME_MAX_OCTETS - len(spelled)
-            answers = [
-                _srv(ttl, targets.weight, port, encode_labels((label,)) + spelled)
-                for port, label in targets.ports
-                if len(label) < room
-            ]
-            additionals = [
-                _address(encode_labels((label,)) + owner, ip, ttl)
-                for label, ip in targets.addresses
-                if len(label) < room
-            ]
+            position = HEADER_OCTETS + len(query.question)
+            owners: dict[str, bytes] = {}
+            answers = []
+            for port, label in targets.ports:
+                if len(label) < room:
+                    target = encode_labels((label,)) + spelled
+                    answers.append(_srv(ttl, targets.weight, port, target))
+                    if label not in owners:
+                        place = position + _SRV_TARGET
+                        owners[label] = encode_pointer(place) if place <= POINTER_MAX else target
+                    position += len(answers[-1])
+            additionals = [_address(owners[label], ip, ttl) for label, ip in targets.addresses if label in owners]
         return _answer(query, answers, additionals) if answers else None
 
     def _pointers(self, query: Query, pointers: Iterable[tuple[str, ...]]) -> bytes | Answer:

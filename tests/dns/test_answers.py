@@ -68,6 +68,17 @@ def test_a_long_chain_ends_without_an_answer() -> None:
     assert client.ask("l12.shop.svc.cluster.local.", "A").records >= {"l20.shop.svc.cluster.local. A 10.96.0.1"}
 
 
+@pytest.mark.parametrize(("name", "count"), [("_db._tcp.hl", 5), ("big", 200)])
+def test_owners_of_additional_records_point_to_the_targets(client: Client, name: str, count: int) -> None:
+    """Each is spelled out once: a response that fits is not cut."""
+    query = dns.message.make_query(f"{name}.shop.svc.Cluster.Local.", "SRV")
+    response = client.core.respond(query.to_wire(), TCP)
+    assert isinstance(response, bytes)
+    labels = {rrset.name.labels[0] for rrset in dns.message.from_wire(response).additional}
+    assert len(labels) == count
+    assert [label for label in labels if response.count(bytes([len(label)]) + label) != 1] == []
+
+
 def test_flags_are_those_of_an_authority_without_recursion(client: Client) -> None:
     response = client.exchange(dns.message.make_query(WEB, "A"))
     assert response.flags == dns.flags.QR | dns.flags.AA | dns.flags.RD
