@@ -24,6 +24,7 @@ from svcproxy.model.meta import Family, Protocol
 from svcproxy.model.store import Touched
 from svcproxy.names.builder import NameBuilder
 from svcproxy.names.records import Record
+from svcproxy.names.steady import SteadyNames
 from svcproxy.testing.recording_dataplane import RecordingDataplane
 
 
@@ -106,7 +107,7 @@ class Bench:
         self.published: list[tuple[tuple[Record, ...], tuple[Record, ...]]] = []
         self.plane = RecordingDataplane()
         frontends = FrontendBuilder(store, NodeView("n1"), FrontendOptions())
-        self.pipeline = Pipeline(store, frontends, NameBuilder(store), self._publish, self.notes)
+        self.pipeline = Pipeline(store, frontends, SteadyNames(store, NameBuilder(store)), self._publish, self.notes)
 
     def _publish(self, added: Sequence[Record], removed: Sequence[Record], read_at: float) -> int:
         self.published.append((tuple(added), tuple(removed)))

@@ -135,7 +135,7 @@ class Upstream:
         exists = name.is_subdomain(FRESH) or any(owner == name for owner, _ in self._records)
         if not exists:
             response.set_rcode(dns.rcode.NXDOMAIN)
-        if not any(rrset.rdtype == qtype for rrset in response.answer) and label != "nosoa":
+        if not any(qtype in {rrset.rdtype, dns.rdatatype.ANY} for rrset in response.answer) and label != "nosoa":
             zone = dns.name.from_text("example.com.") if name.is_subdomain(dns.name.from_text("example.com.")) else "."
             response.authority.append(
                 dns.rrset.from_text(

@@ -79,6 +79,8 @@ OBJECTS: tuple[Object, ...] = (
     endpoint_slice("down-1", "down", endpoint("10.244.3.1", ready=False), ports=_DB),
     service("bare", "None"),
     endpoint_slice("bare-1", "bare", endpoint("10.244.4.1", hostname="n0"), endpoint("10.244.4.2")),
+    service("anyport", "None", ports=[port(5432, "db")]),
+    endpoint_slice("anyport-1", "anyport", endpoint("10.244.6.1"), ports=[("db", None), ("http", 80)]),
     service("pnr", "None"),
     endpoint_slice("pnr-1", "pnr", endpoint("10.244.5.1", hostname="p-0", serving=False)),
     external("ext", "www.example.com"),

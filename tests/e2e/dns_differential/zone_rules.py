@@ -72,7 +72,7 @@ def _is_protocol(case: Case) -> bool:
     ports: Sequence[Object] = spec.get("ports", ()) if "clusterIPs" in spec else ()
     if spec.get("clusterIPs") == ["None"]:
         slices = [each for each in case.world.slices_of(key) if each["addressType"] != "FQDN"]
-        ports = [port for each in slices if _any_ready(each) for port in each["ports"] if "port" in port]
+        ports = [port for each in slices if _any_ready(each) for port in each["ports"]]
     return any(port.get("name") and port["protocol"] == _PROTOCOLS[left[0]] for port in ports)
 
 
