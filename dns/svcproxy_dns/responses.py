@@ -60,15 +60,27 @@ class Responses:
         if addresses := addresses_of(name, qtype):
             return _addresses(query, addresses)
         if qtype == _PTR and name.pointers:
-            return self._pointers(query, name.pointers)
+            return _answer(query, self._pointers(QUESTION_POINTER, name.pointers))
         if name.apex and qtype == _SOA:
             return WithSoa(query.response_flags(_NOERROR, AA), query.question, self._soa, _place(query, domain), 1)
         if name.apex and qtype == _NS:
             return self._name_servers(query, domain)
         if qtype == _TXT and name.text is not None:
-            text = encode_labels((name.text,))
-            return _answer(query, [encode_record(QUESTION_POINTER, _TXT, DNS_VERSION_TTL, text)])
+            return _answer(query, [_text(QUESTION_POINTER, name.text)])
         return self.negative(query, domain)
+
+    def at_target(self, name: Name, qtype: int, target: int, domain: Domain) -> list[bytes]:
+        """What the name holds of a type other than SRV, in a message that spells it at octet `target`."""
+        owner = encode_pointer(target)
+        if addresses := addresses_of(name, qtype):
+            return addresses.owned_by(owner)
+        if qtype == _PTR:
+            return self._pointers(owner, name.pointers)
+        if qtype == _TXT and name.text is not None:
+            return [_text(owner, name.text)]
+        if name.apex and qtype == _SOA:
+            return [self._soa.record(target, domain.reverse)]
+        return self._name_server_records(owner, domain)[0] if name.apex and qtype == _NS else []
 
     def negative(self, query: Query, domain: Domain, rcode: int = _NOERROR) -> WithSoa:
         """No such data, or with another code no such name, or not known yet."""
@@ -108,23 +120,22 @@ class Responses:
             additionals = [_address(owners[label], ip, ttl) for label, ip in targets.addresses if label in owners]
         return _answer(query, answers, additionals) if answers else None
 
-    def _pointers(self, query: Query, pointers: Iterable[tuple[str, ...]]) -> bytes | Answer:
+    def _pointers(self, owner: bytes, pointers: Iterable[tuple[str, ...]]) -> list[bytes]:
         targets = [encode_labels(labels) + self._primary.wire for labels in pointers]
-        return _answer(
-            query,
-            [
-                encode_record(QUESTION_POINTER, _PTR, self._zone.ttl, target)
-                for target in targets
-                if len(target) <= NAME_MAX_OCTETS
-            ],
-        )
+        return [
+            encode_record(owner, _PTR, self._zone.ttl, target) for target in targets if len(target) <= NAME_MAX_OCTETS
+        ]
 
     def _name_servers(self, query: Query, domain: Domain) -> bytes | Answer:
-        end = self._primary.wire if domain.reverse else QUESTION_POINTER
+        return _answer(query, *self._name_server_records(QUESTION_POINTER, domain))
+
+    def _name_server_records(self, zone: bytes, domain: Domain) -> tuple[list[bytes], list[bytes]]:
+        """NS of the zone that `zone` points to, and the addresses of these."""
+        end = self._primary.wire if domain.reverse else zone
         ttl = self._zone.ttl
         servers = [(encode_labels(labels) + end, ips) for labels, ips in self._zone.name_servers()]
-        answers = [encode_record(QUESTION_POINTER, _NS, ttl, name) for name, _ in servers]
-        return _answer(query, answers, [_address(name, ip, ttl) for name, ips in servers for ip in ips])
+        answers = [encode_record(zone, _NS, ttl, name) for name, _ in servers]
+        return answers, [_address(name, ip, ttl) for name, ips in servers for ip in ips]
 
 
 def addresses_of(name: Name, qtype: int) -> AddressSet | None:
@@ -143,6 +154,10 @@ def _addresses(query: Query, addresses: AddressSet) -> bytes | Answer:
 
 def _answer(query: Query, answers: Sequence[bytes], additionals: Sequence[bytes] = ()) -> bytes | Answer:
     return settled(query.response_flags(_NOERROR, AA), query.question, answers, additionals)
+
+
+def _text(owner: bytes, text: str) -> bytes:
+    return encode_record(owner, _TXT, DNS_VERSION_TTL, encode_labels((text,)))
 
 
 def _srv(ttl: int, weight: int, port: int, target: bytes) -> bytes:
