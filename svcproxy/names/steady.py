@@ -94,7 +94,10 @@ class SteadyNames:
         return self._builder.settle(net)
 
     def _hold(self, place: Place, record: EndpointRecord, net: Net, now: float) -> None:
-        if place[0] not in self._store.services or place in self._unready or self._count >= HELD_MAX:
+        service = place[0]
+        if service not in self._store.services or place in self._unready or self._count >= HELD_MAX:
+            return
+        if self._store.namespaces and NamespacedName("", service.namespace) not in self._store.namespaces:
             return
         earlier = self._held.pop(place, None)
         records = [*(earlier.records if earlier is not None else ()), record]
