@@ -276,8 +276,8 @@ def test_names_and_types(client: Client, qname: str, qtype: str, expected: Answe
 
 
 @pytest.mark.parametrize("qname", ["WeB.sHoP.SvC.ClUsTeR.lOcAl.", "WEB.shop.svc.cluster.LOCAL."])
-def test_case_is_echoed(client: Client, qname: str) -> None:
-    """A74: question and owner as asked."""
+def test_a74_case_is_echoed(client: Client, qname: str) -> None:
+    """Question and owner as asked."""
     response = client.exchange(dns.message.make_query(qname, "A"))
     assert [str(rrset.name) for rrset in (*response.question, *response.answer)] == [qname, qname]
     negative = client.exchange(dns.message.make_query("x" + qname, "A"))
@@ -285,15 +285,13 @@ def test_case_is_echoed(client: Client, qname: str) -> None:
     assert addresses(response) == ["10.96.10.1"]
 
 
-def test_rdata_has_canonical_labels_and_the_zone_as_asked(client: Client) -> None:
-    """A75."""
+def test_a75_rdata_has_canonical_labels_and_the_zone_as_asked(client: Client) -> None:
     qname, target = "_HTTPS._Tcp.Web.Shop.svc.Cluster.Local.", "web.shop.svc.Cluster.Local."
     response = client.exchange(dns.message.make_query(qname, "SRV"))
     assert [str(rrset) for rrset in response.answer] == [f"{qname} 30 IN SRV 0 100 443 {target}"]
     assert [str(rrset) for rrset in response.additional] == [f"{target} 30 IN A 10.96.10.1"]
 
 
-def test_the_version_has_a_ttl_of_its_own(client: Client) -> None:
-    """A64."""
+def test_a64_the_version_has_a_ttl_of_its_own(client: Client) -> None:
     response = client.exchange(dns.message.make_query("dns-version.cluster.local.", "TXT"))
     assert [rrset.ttl for rrset in response.answer] == [28800]
