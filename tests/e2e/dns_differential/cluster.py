@@ -39,6 +39,8 @@ BIG: Final = "big"
 """A headless Service of SYSTEM with more endpoints than datagrams hold."""
 BIG_SIZE: Final = 150
 ZONE: Final = "cluster.local"
+KNOWN_ADDRESS: Final = "9.9.9.10.in-addr.arpa"
+"""One that the upstream has a name for."""
 FQDN: Final = "pod.example.com"
 """What slices of names hold."""
 

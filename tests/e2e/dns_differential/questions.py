@@ -21,6 +21,7 @@ from tests.e2e.dns_differential.cluster import (
     BIG,
     ENDPOINTS_MAX,
     HOSTNAMES,
+    KNOWN_ADDRESS,
     NAMESPACES,
     PORT_NAMES,
     PROTOCOLS,
@@ -330,7 +331,7 @@ class Asker:
             f"{ZONE}.in-addr.arpa",
             "in-addr.arpa",
             "ip6.arpa",
-            "9.9.9.10.in-addr.arpa",
+            KNOWN_ADDRESS,
         ]
         return rng.choice(odd), "PTR"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from tests.e2e.dns_differential.case import ADDRESSES, Case
-from tests.e2e.dns_differential.cluster import FQDN, ZONE
+from tests.e2e.dns_differential.cluster import FQDN, KNOWN_ADDRESS, ZONE
 from tests.e2e.dns_differential.replies import Record, Reply, Section
 from tests.e2e.objects import Object
 
@@ -85,7 +85,10 @@ def soa_of_nothing(case: Case) -> Reply | None:
     if case.question.qtype != "SOA" or not case.reply.nodata:
         return None
     if case.reverse:
-        return case.denied() if len(case.question.labels) > 2 and not case.has_pointer else None
+        if len(case.question.labels) == 2 or case.has_pointer:
+            return None
+        known = ".".join(case.question.labels) == KNOWN_ADDRESS
+        return replace(case.denied(), rcode="NOERROR" if known else "NXDOMAIN")
     known = case.left in ([], ["dns-version"], *_OF_THE_SERVER) or _is_protocol(case)
     return None if known or not case.absent else case.nxdomain()
 
