@@ -25,6 +25,9 @@ CONVERGENCE: Final = 60.0
 """Seconds that either side may take for a batch of changes; both take far less."""
 PATIENCE: Final = 6.0
 """Seconds until silence is believed: more than any upstream is given."""
+TRIES: Final = 3
+PAUSE: Final = 0.5
+"""Seconds until a client whose connection was closed connects again."""
 AT_ONCE: Final = 32
 """Questions on their way."""
 PORTS: Final = {"coredns": 53, "svcproxy": 5353}
@@ -107,13 +110,16 @@ class Client(asyncio.DatagramProtocol):
     async def ask(self, question: Question, patience: float = PATIENCE) -> Reply | None:
         """The reply, None if there is none."""
         async with self._slots:
-            for _ in range(2):
+            for _ in range(TRIES):
                 self._ident = (self._ident + 1) & 0xFFFF
                 message = question.wire(self._ident)
                 try:
                     async with asyncio.timeout(patience):
                         octets = await (self._over_tcp(message) if question.tcp else self._over_udp(message))
-                except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                except TimeoutError:
+                    continue
+                except (OSError, asyncio.IncompleteReadError):  # closed: one of us has been slow
+                    await asyncio.sleep(PAUSE)
                     continue
                 assert octets[:2] == message[:2], "the ID is the query's"
                 return read(octets)

@@ -131,12 +131,16 @@ def second_family(case: Case) -> Reply | None:
 def without_names(case: Case) -> Reply | None:
     """CoreDNS answers with what FQDN slices hold."""
     left, key, reply = case.left, case.service, case.reply
-    slices = case.world.slices_of(key) if key is not None else []
-    if not left or all(each["addressType"] != "FQDN" for each in slices) or reply.rcode != "NOERROR":
+    if not left or key is None or reply.rcode != "NOERROR":
+        return None
+    slices = case.world.slices_of(key)
+    if all(each["addressType"] != "FQDN" for each in slices):
         return None
     label = FQDN.replace(".", "-")
     if left[0] == label and len(left) == 4:
         return case.nxdomain()
+    if case.world.services.get(key, {"spec": {}})["spec"].get("clusterIPs") != ["None"]:
+        return None
     answer = tuple(
         each for each in reply.answer if f"{FQDN}." not in {each.owner, each.rdata} and f" {label}." not in each.rdata
     )
