@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from svcproxy_dns.domains import Domain, Domains
 from svcproxy_dns.elsewhere import Alias, Elsewhere, Later
 from svcproxy_dns.rendered import TCP, Answer, Kept, Rendered, StartOfAuthority, Tally
-from svcproxy_dns.responses import Responses, addresses_of
+from svcproxy_dns.responses import Responses
 from svcproxy_dns.sections import Records, alias_records, with_opt
 from svcproxy_dns.traffic import Counts
 from svcproxy_dns.wire import (
@@ -230,8 +230,8 @@ class Answers:
     ) -> tuple[Answer, Rcode]:
         """CNAMEs from the question's name as far as the zones know them, then what is asked (RFC 1034 §3.6.2).
 
-        A target outside the zones ends the chain. One that does not exist gives
-        its NXDOMAIN (RFC 6604 §3); a loop, and a chain longer than `CHAIN_MAX`, NODATA.
+        A target outside the zones ends the chain. One that does not exist gives its NXDOMAIN (RFC 6604 §3); a loop, and
+        a chain longer than `CHAIN_MAX`, NODATA.
         """
         rcode = Rcode.NOERROR
         if isinstance(end, Unready):
@@ -240,9 +240,12 @@ class Answers:
             rcode = Rcode.NXDOMAIN
         answers, owner = alias_records(query.question, targets, self._zone.ttl)
         authorities: list[bytes] = []
-        addresses = addresses_of(end, query.qtype) if isinstance(end, Name) else None
-        if addresses:
-            answers += addresses.owned_by(owner)
+        target_domain = self._domains.find(targets[-1].split(".")) if targets else None
+        found: list[bytes] = []
+        if target_domain is not None and isinstance(end, Name):
+            found = self._responses.at_target(end, query.qtype, owner, target_domain)
+        if found:
+            answers += found
         elif end is not _ELSEWHERE:
             authorities.append(self._responses.soa(query, domain))
         return Records(query.response_flags(rcode, AA), query.question, answers, authorities), rcode

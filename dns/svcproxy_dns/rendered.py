@@ -66,7 +66,7 @@ class StartOfAuthority:
         self._serial = serial
         self._primary = primary
         self._by_place: dict[tuple[int, bool], bytes] = {}
-        """At most two for each offset in a name."""
+        """By where the zone's name stands: in the question, or at the end of aliases, of which there are few."""
 
     @property
     def serial(self) -> int:

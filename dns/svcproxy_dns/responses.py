@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a question and the name that it is about to a response that can be rendered. Pure.
 
-Rdata names canonical labels and the zone as the question spells it. Target and owner names are compressed only where
-every reader expects it: not in SRV (RFC 2782).
+Rdata names canonical labels and the zone as the question spells it. Names in rdata are not compressed in SRV (RFC
+2782), but the owners of what belongs to a target point to it.
 """
 
 import struct
@@ -19,6 +19,7 @@ from svcproxy_dns.wire import (
     CLASS_IN,
     HEADER_OCTETS,
     NAME_MAX_OCTETS,
+    POINTER_MAX,
     QUESTION_POINTER,
     TYPE_CLASS_OCTETS,
     Query,
@@ -36,6 +37,8 @@ DNS_VERSION_TTL = 28800
 """Seconds; CoreDNS' value."""
 _SRV_HEAD = struct.Struct(">2HI4H")
 """Type, class, TTL, length, priority, weight, port."""
+_SRV_TARGET = len(QUESTION_POINTER) + _SRV_HEAD.size
+"""Octets of a record before its target."""
 _A, _NS, _SOA, _PTR, _TXT, _AAAA, _SRV = map(
     int, (RRType.A, RRType.NS, RRType.SOA, RRType.PTR, RRType.TXT, RRType.AAAA, RRType.SRV)
 )
@@ -58,15 +61,27 @@ class Responses:
         if addresses := addresses_of(name, qtype):
             return _addresses(query, addresses)
         if qtype == _PTR and name.pointers:
-            return self._pointers(query, name.pointers)
+            return _answer(query, self._pointers(QUESTION_POINTER, name.pointers))
         if name.apex and qtype == _SOA:
             return WithSoa(query.response_flags(_NOERROR, AA), query.question, self._soa, _place(query, domain), 1)
         if name.apex and qtype == _NS:
             return self._name_servers(query, domain)
         if qtype == _TXT and name.text is not None:
-            text = encode_labels((name.text,))
-            return _answer(query, [encode_record(QUESTION_POINTER, _TXT, DNS_VERSION_TTL, text)])
+            return _answer(query, [_text(QUESTION_POINTER, name.text)])
         return self.negative(query, domain)
+
+    def at_target(self, name: Name, qtype: int, target: int, domain: Domain) -> list[bytes]:
+        """What the name holds of a type other than SRV, in a message that spells it at octet `target`."""
+        owner = encode_pointer(target)
+        if addresses := addresses_of(name, qtype):
+            return addresses.owned_by(owner)
+        if qtype == _PTR:
+            return self._pointers(owner, name.pointers)
+        if qtype == _TXT and name.text is not None:
+            return [_text(owner, name.text)]
+        if name.apex and qtype == _SOA:
+            return [self._soa.record(target, domain.reverse)]
+        return self._name_server_records(owner, domain)[0] if name.apex and qtype == _NS else []
 
     def negative(self, query: Query, domain: Domain, rcode: int = _NOERROR) -> WithSoa:
         """No such data, or with another code no such name, or not known yet."""
@@ -81,57 +96,62 @@ class Responses:
         ttl = self._zone.ttl
         own = encode_labels(service.labels)
         spelled = own + query.question[-TYPE_CLASS_OCTETS - len(domain.wire) : -TYPE_CLASS_OCTETS]
-        end = HEADER_OCTETS + len(query.question) - TYPE_CLASS_OCTETS
-        owner = encode_pointer(end - len(spelled)) if query.lower else own + encode_pointer(end - len(domain.wire))
         if name.endpoints is None and not service.follows_endpoints:
             weight, ports = service.own_ports(name.port)
             answers = [_srv(ttl, weight, port, spelled) for port in ports]
+            owner = encode_pointer(HEADER_OCTETS + len(query.question) + _SRV_TARGET)
             ipv4, ipv6 = self._zone.service_addresses(service)
             additionals = ipv4.owned_by(owner)
             if ipv6:
                 additionals += ipv6.owned_by(owner)
         else:
-            answers, additionals = self._targets(service, name, spelled, owner)
+            answers, additionals = self._targets(query, service, name, spelled)
         return _answer(query, answers, additionals) if answers else None
 
     def _targets(
-        self, service: ServiceNames, name: Name, spelled: bytes, owner: bytes
+        self, query: Query, service: ServiceNames, name: Name, spelled: bytes
     ) -> tuple[list[bytes], list[bytes]]:
-        """SRV and address records of endpoints. `spelled`, `owner`: the Service's name as a target and as an owner."""
+        """SRV records of endpoints and the addresses of these. `spelled`: the Service's name, as in a target."""
         ttl = self._zone.ttl
         targets = service.targets(name.port, name.endpoints)
         sets = self._zone.service_addresses(service) if service.follows_endpoints else None
         room = NAME_MAX_OCTETS - len(spelled)
-        answers = [
-            _srv(ttl, targets.weight, port, encode_label(label) + spelled)
-            for port, label in targets.ports
-            if len(label) < room
-        ]
+        position = HEADER_OCTETS + len(query.question)
+        owners: dict[str, bytes] = {}
+        answers = []
+        for port, label in targets.ports:
+            if len(label) < room:
+                target = encode_label(label) + spelled
+                record = _srv(ttl, targets.weight, port, target)
+                answers.append(record)
+                if label not in owners:
+                    place = position + _SRV_TARGET
+                    owners[label] = encode_pointer(place) if place <= POINTER_MAX else target
+                position += len(record)
         additionals = []
         for label, ip in targets.addresses:
-            if len(label) < room:
+            if label in owners:
                 known = sets[":" in ip].after_owner(ip) if sets is not None else None
-                at = encode_label(label) + owner
-                additionals.append(at + known if known is not None else _address(at, ip, ttl))
+                owner = owners[label]
+                additionals.append(owner + known if known is not None else _address(owner, ip, ttl))
         return answers, additionals
 
-    def _pointers(self, query: Query, pointers: Iterable[tuple[str, ...]]) -> bytes | Answer:
+    def _pointers(self, owner: bytes, pointers: Iterable[tuple[str, ...]]) -> list[bytes]:
         targets = [encode_labels(labels) + self._primary.wire for labels in pointers]
-        return _answer(
-            query,
-            [
-                encode_record(QUESTION_POINTER, _PTR, self._zone.ttl, target)
-                for target in targets
-                if len(target) <= NAME_MAX_OCTETS
-            ],
-        )
+        return [
+            encode_record(owner, _PTR, self._zone.ttl, target) for target in targets if len(target) <= NAME_MAX_OCTETS
+        ]
 
     def _name_servers(self, query: Query, domain: Domain) -> bytes | Answer:
-        end = self._primary.wire if domain.reverse else QUESTION_POINTER
+        return _answer(query, *self._name_server_records(QUESTION_POINTER, domain))
+
+    def _name_server_records(self, zone: bytes, domain: Domain) -> tuple[list[bytes], list[bytes]]:
+        """NS of the zone that `zone` points to, and the addresses of these."""
+        end = self._primary.wire if domain.reverse else zone
         ttl = self._zone.ttl
         servers = [(encode_labels(labels) + end, ips) for labels, ips in self._zone.name_servers()]
-        answers = [encode_record(QUESTION_POINTER, _NS, ttl, name) for name, _ in servers]
-        return _answer(query, answers, [_address(name, ip, ttl) for name, ips in servers for ip in ips])
+        answers = [encode_record(zone, _NS, ttl, name) for name, _ in servers]
+        return answers, [_address(name, ip, ttl) for name, ips in servers for ip in ips]
 
 
 def addresses_of(name: Name, qtype: int) -> AddressSet | None:
@@ -150,6 +170,10 @@ def _addresses(query: Query, addresses: AddressSet) -> bytes | Answer:
 
 def _answer(query: Query, answers: Sequence[bytes], additionals: Sequence[bytes] = ()) -> bytes | Answer:
     return settled(query.response_flags(_NOERROR, AA), query.question, answers, additionals)
+
+
+def _text(owner: bytes, text: str) -> bytes:
+    return encode_record(owner, _TXT, DNS_VERSION_TTL, encode_labels((text,)))
 
 
 def _srv(ttl: int, weight: int, port: int, target: bytes) -> bytes:

@@ -8,7 +8,6 @@ from itertools import accumulate
 from svcproxy_dns.wire import (
     HEADER_OCTETS,
     OPT_OCTETS,
-    QUESTION_POINTER,
     TC,
     UDP_DEFAULT_OCTETS,
     RRType,
@@ -83,15 +82,15 @@ def with_opt(response: bytes, opt: bytes) -> bytes:
     return b"".join((response[:8], _ONE_MORE[response[9]], response[10:], opt))
 
 
-def alias_records(question: bytes, targets: Sequence[str], ttl: int) -> tuple[list[bytes], bytes]:
-    """The CNAMEs from the question's name along `targets`, at the beginning of a response, and the last of these names
-    as the owner of what follows."""
+def alias_records(question: bytes, targets: Sequence[str], ttl: int) -> tuple[list[bytes], int]:
+    """The CNAMEs from the question's name along `targets`, at the beginning of a response, and the octet where the last
+    of these names stands."""
     records: list[bytes] = []
-    owner = QUESTION_POINTER
+    owner = HEADER_OCTETS
     position = HEADER_OCTETS + len(question)
     for target in targets:
         name = encode_name(target)
-        records.append(encode_record(owner, RRType.CNAME, ttl, name))
+        records.append(encode_record(encode_pointer(owner), RRType.CNAME, ttl, name))
         position += len(records[-1])
-        owner = encode_pointer(position - len(name))
+        owner = position - len(name)
     return records, owner

@@ -225,9 +225,10 @@ class ServiceNames(Source):
 
     def has_port(self, key: PortKey) -> bool:
         """Whether a port has this name and protocol: the Service's, or with headless ones an endpoint's."""
-        if self.follows_endpoints:
-            return any(_numbers(ports, key) for ports in self._port_lists)
-        return self.record is not None and bool(_numbers(self.record.ports, key))
+        lists: Iterable[tuple[NamedPort, ...]] = self._port_lists
+        if not self.follows_endpoints:
+            lists = (self.record.ports,) if self.record is not None else ()
+        return any((port.name, port.protocol) == key for ports in lists for port in ports)
 
     def has_protocol(self, protocol_label: str) -> bool:
         """Whether a named port has the protocol, so that `_proto` has a name below it."""
@@ -268,9 +269,9 @@ class ServiceNames(Source):
 
 def _numbers(ports: Iterable[NamedPort], key: PortKey | None) -> list[int]:
     if key is None:
-        return [port.port for port in ports]
+        return [port.port for port in ports if port.port]
     name, protocol = key
-    return [port.port for port in ports if port.name == name and port.protocol is protocol]
+    return [port.port for port in ports if port.port and port.name == name and port.protocol is protocol]
 
 
 def _weight(entries: int) -> int:

@@ -23,6 +23,8 @@ LABEL_MAX_OCTETS = 63
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE_MASK = 0x7800
 CLASS_IN = 1
+POINTER_MAX = 0x3FFF
+"""The last octet of a message that a pointer reaches."""
 QUESTION_POINTER = b"\xc0\x0c"
 """The name of the question, compressed (RFC 1035 §4.1.4)."""
 DO = 0x8000
@@ -268,5 +270,5 @@ def encode_record(owner: bytes, rrtype: int, ttl: int, rdata: bytes) -> bytes:
 
 
 def encode_pointer(offset: int) -> bytes:
-    """A pointer to a name at `offset` of the message, below 16384."""
+    """A pointer to a name at `offset` of the message, at most `POINTER_MAX`."""
     return (0xC000 | offset).to_bytes(2, "big")

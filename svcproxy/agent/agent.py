@@ -54,6 +54,7 @@ from svcproxy.kube.source import Source
 from svcproxy.model import Changes, NamespacedName, Node, Store, Touched
 from svcproxy.names.builder import NameBuilder
 from svcproxy.names.records import Record
+from svcproxy.names.steady import SteadyNames
 from svcproxy.options import Launch
 from svcproxy.process import logs
 from svcproxy.process.addresses import AddressFollower
@@ -112,7 +113,8 @@ class Agent:
         self._publisher: Publisher[Record] = Publisher(
             NAMES, uuid.uuid4().hex, self._names.records, self._observer.acknowledged
         )
-        self._pipeline = Pipeline(self._store, self._frontends, self._names, self._publisher.publish, self._observer)
+        names = SteadyNames(self._store, self._names)
+        self._pipeline = Pipeline(self._store, self._frontends, names, self._publisher.publish, self._observer)
         self._admin = AdminServer(self._state, self._metrics)
         self._checks = HealthChecks(self._dataplane_healthy, self._report_health_check)
         self._observer.on_programmed = self._checks.change

@@ -28,8 +28,9 @@ from svcproxy.frontends.table import FrontendDelta
 from svcproxy.kube.source import InvalidObject
 from svcproxy.model import AddressType, Changes, EndpointSlice, Service, Store, Touched
 from svcproxy.model.meta import Family
-from svcproxy.names.builder import NameBuilder
+from svcproxy.names.builder import RecordDelta
 from svcproxy.names.records import Record
+from svcproxy.names.steady import SteadyNames
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Pipeline:
         self,
         store: Store,
         frontends: FrontendBuilder,
-        names: NameBuilder,
+        names: SteadyNames,
         publish: Callable[[Sequence[Record], Sequence[Record], float], int],
         observer: Observer,
     ) -> None:
@@ -169,7 +170,7 @@ class Pipeline:
     async def take_in(self) -> None:
         """Take queued changes in, for ever."""
         while True:
-            await self._work.wait()
+            await self._work_or_expiry()
             budget = OBJECTS_PER_TURN
             while self._backlog and budget > 0:
                 budget -= self._take_in_next()
@@ -177,6 +178,20 @@ class Pipeline:
                 self._work.clear()
             else:
                 await asyncio.sleep(0)
+
+    async def _work_or_expiry(self) -> None:
+        """Wait for changes, and let go of what the names have held for long enough."""
+        expiry = self.names.expiry
+        if expiry is None:
+            await self._work.wait()
+            return
+        try:
+            async with asyncio.timeout(max(expiry - time.monotonic(), 0.0)):
+                await self._work.wait()
+        except TimeoutError:
+            pass
+        now = time.monotonic()
+        self._publish_delta(self.names.expire(now), now)
 
     async def program_all(self, dataplane: Dataplane) -> None:
         """Put everything known in force. Wait for `complete` first."""
@@ -283,10 +298,12 @@ class Pipeline:
         if self._pending is not None:
             self._note_triggers(touched)
         update = self.frontends.update(touched)
-        records = self.names.update(touched)
-        revision = self._publish(records.added, records.removed, read_at) if records else None
+        revision = self._publish_delta(self.names.update(touched, time.monotonic()), read_at)
         self._change = self._observer.derived(touched, update.delta, revision, read_at)
         self._updated(update)
+
+    def _publish_delta(self, delta: RecordDelta, read_at: float) -> int | None:
+        return self._publish(delta.added, delta.removed, read_at) if delta else None
 
     def _note_triggers(self, touched: Touched) -> None:
         for change in touched.slices:

@@ -45,7 +45,11 @@ ObjectKey = tuple[str, NamespacedName]
 
 _ENDED = {"Succeeded", "Failed"}
 """Phases of Pods whose addresses may be another's already."""
-_FAMILIES = {AddressType.IPV4: Family.IPV4, AddressType.IPV6: Family.IPV6}
+FAMILIES = {AddressType.IPV4: Family.IPV4, AddressType.IPV6: Family.IPV6}
+
+
+Net = dict[Record, int]
+"""How many more objects say each record than before; fewer, if it is negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,15 @@ class NameBuilder:
 
     def update(self, touched: Touched) -> RecordDelta:
         """Take in what the store says has changed and return what that does to the records."""
-        net: dict[Record, int] = {}
+        return self.settle(self.count(touched))
+
+    def says(self, record: Record) -> int:
+        """How many objects say a record."""
+        return self._counts.get(record, 0)
+
+    def count(self, touched: Touched) -> Net:
+        """What the store says has changed, as the first half of `update`. Whoever calls it calls `settle` next."""
+        net: Net = {}
         for old_namespace, new_namespace in touched.namespaces:
             if old_namespace is not None:
                 _count(net, NamespaceRecord(old_namespace.metadata.name), -1)
@@ -96,9 +108,9 @@ class NameBuilder:
                 _count(net, pod_record, -1)
             for pod_record in self._pod_records(new_pod):
                 _count(net, pod_record, 1)
-        return self._settle(net)
+        return net
 
-    def _update_service(self, net: dict[Record, int], old: Service | None, new: Service | None) -> None:
+    def _update_service(self, net: Net, old: Service | None, new: Service | None) -> None:
         if old is not None:
             self._problems.pop(("Service", old.key), None)
             if (record := _service_record(old, [])) is not None:
@@ -109,11 +121,11 @@ class NameBuilder:
                 _count(net, record, 1)
             self._report(("Service", new.key), problems)
 
-    def _update_slice(self, net: dict[Record, int], change: SliceChange) -> None:
+    def _update_slice(self, net: Net, change: SliceChange) -> None:
         key = ("EndpointSlice", NamespacedName(change.service.namespace, change.name))
-        old, new = _entries(change.old), _entries(change.new)
+        old, new = entries(change.old), entries(change.new)
         if key not in self._problems and _same_frame(change.old, change.new):
-            old, new = _differing(old, new)
+            old, new = differing(old, new)
         if change.old is not None:
             self._problems.pop(key, None)
             for record in _endpoint_records(change.service, change.old, old, []):
@@ -140,7 +152,8 @@ class NameBuilder:
         if problems:
             self._problems[key] = tuple(problems[:PROBLEMS_PER_OBJECT])
 
-    def _settle(self, net: dict[Record, int]) -> RecordDelta:
+    def settle(self, net: Net) -> RecordDelta:
+        """Put counts in force and return what that does to the records, as the second half of `update`."""
         added: list[Record] = []
         removed: list[Record] = []
         for record, change in net.items():
@@ -168,7 +181,7 @@ def _everything(store: Store) -> Touched:
     return touched
 
 
-def _count(net: dict[Record, int], record: Record, change: int) -> None:
+def _count(net: Net, record: Record, change: int) -> None:
     net[record] = net.get(record, 0) + change
 
 
@@ -202,7 +215,8 @@ def _cluster_ips(service: Service, problems: list[Problem]) -> Iterator[str]:
             yield ip
 
 
-def _entries(found: EndpointSlice | None) -> Sequence[Endpoint]:
+def entries(found: EndpointSlice | None) -> Sequence[Endpoint]:
+    """The endpoints of a slice."""
     return (found.endpoints or ()) if found is not None else ()
 
 
@@ -211,7 +225,7 @@ def _same_frame(old: EndpointSlice | None, new: EndpointSlice | None) -> bool:
     return old is not None and new is not None and old.ports == new.ports and old.address_type == new.address_type
 
 
-def _differing(old: Sequence[Endpoint], new: Sequence[Endpoint]) -> tuple[Sequence[Endpoint], Sequence[Endpoint]]:
+def differing(old: Sequence[Endpoint], new: Sequence[Endpoint]) -> tuple[Sequence[Endpoint], Sequence[Endpoint]]:
     """Both without their common beginning and end: an event seldom changes more than a few endpoints in a row."""
     shorter = min(len(old), len(new))
     start = 0
@@ -227,15 +241,15 @@ def _endpoint_records(
     service: NamespacedName, found: EndpointSlice, endpoints: Sequence[Endpoint], problems: list[Problem]
 ) -> Iterator[EndpointRecord]:
     """A record for each ready endpoint of these; FQDN slices have none."""
-    family = _FAMILIES.get(found.address_type)
+    family = FAMILIES.get(found.address_type)
     if family is None:
         return
     ports = tuple(
         sorted(
             {
-                NamedPort(port.name, port.protocol or Protocol.TCP, port.port)
+                NamedPort(port.name, port.protocol or Protocol.TCP, port.port or 0)
                 for port in found.ports or ()
-                if port.name is not None and port.port
+                if port.name is not None
             }
         )
     )

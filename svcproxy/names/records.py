@@ -21,6 +21,7 @@ class NamedPort(msgspec.Struct, frozen=True, gc=False, order=True, array_like=Tr
     """Empty for an unnamed port."""
     protocol: Protocol
     port: int
+    """0 where an endpoint's slice says none: the port has a name, and nothing to tell."""
 
 
 class NamespaceRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="n"):

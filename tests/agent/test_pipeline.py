@@ -23,7 +23,8 @@ from svcproxy.model import Changes, EndpointSlice, NamespacedName, Service, Stor
 from svcproxy.model.meta import Family, Protocol
 from svcproxy.model.store import Touched
 from svcproxy.names.builder import NameBuilder
-from svcproxy.names.records import Record
+from svcproxy.names.records import EndpointRecord, Record
+from svcproxy.names.steady import PATIENCE, SteadyNames
 from svcproxy.testing.recording_dataplane import RecordingDataplane
 
 
@@ -100,16 +101,21 @@ class Notes:
 class Bench:
     """A pipeline and what it is joined to."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         store = Store()
+        self.withdrawn = asyncio.Event()
+        """Set when records are removed and none are added."""
         self.notes = Notes()
         self.published: list[tuple[tuple[Record, ...], tuple[Record, ...]]] = []
         self.plane = RecordingDataplane()
         frontends = FrontendBuilder(store, NodeView("n1"), FrontendOptions())
-        self.pipeline = Pipeline(store, frontends, NameBuilder(store), self._publish, self.notes)
+        names = SteadyNames(store, NameBuilder(store), patience)
+        self.pipeline = Pipeline(store, frontends, names, self._publish, self.notes)
 
     def _publish(self, added: Sequence[Record], removed: Sequence[Record], read_at: float) -> int:
         self.published.append((tuple(added), tuple(removed)))
+        if removed and not added:
+            self.withdrawn.set()
         return len(self.published)
 
     def listed(self, services: Sequence[Service], slices: Sequence[EndpointSlice]) -> None:
@@ -279,3 +285,16 @@ async def test_refused_frontends_are_tried_again_soon_and_when_the_nodes_address
         bench.pipeline.node_changed(NodeView("n1", addresses=frozenset({"192.0.2.7"})))
         await turns(lambda: key(1) in bench.plane.in_force)
     assert isinstance(bench.plane.calls[-1], FrontendTable)
+
+
+async def test_an_endpoint_in_no_slice_leaves_the_data_plane_at_once_and_the_names_by_itself_later() -> None:
+    bench = Bench(patience=0.05)
+    async with running(bench):
+        bench.listed([service(1)], [endpoints(1, "10.0.0.1", "10.0.0.2")])
+        await turns(lambda: bool(bench.notes.programmings))
+        bench.pipeline.changed(Changes(EndpointSlice, (endpoints(1, "10.0.0.1"),)), 2.0)
+        await turns(lambda: bench.backends(1) == {"10.0.0.1:8080"})
+        assert not bench.withdrawn.is_set()
+        async with asyncio.timeout(30):
+            await bench.withdrawn.wait()
+    assert [record.ip for record in bench.published[-1][1] if isinstance(record, EndpointRecord)] == ["10.0.0.2"]

@@ -219,6 +219,15 @@ def ptr(owner: str, target: str) -> Answer:
         pytest.param("10-1-2-3.shop.pod.cluster.local.", "SRV", NODATA, id="a pod has no ports"),
         pytest.param("_db._tcp.hl~", "A", NODATA, id="a port of headless endpoints"),
         pytest.param("_tcp.hl~", "A", NODATA, id="parent of a port of headless endpoints"),
+        pytest.param("_db._tcp.anyport~", "SRV", NODATA, id="a port without a number exists"),
+        pytest.param("_db._tcp.anyport~", "A", NODATA, id="a port without a number exists for all types"),
+        pytest.param("_dx._tcp.anyport~", "SRV", NXDOMAIN, id="another port does not"),
+        pytest.param(
+            "anyport~",
+            "SRV",
+            noerror("anyport~ SRV 0 100 80 10-244-6-1.anyport~", add=["10-244-6-1.anyport~ A 10.244.6.1"]),
+            id="SRV of the ports that have a number",
+        ),
         pytest.param("_tcp.noports~", "A", NXDOMAIN, id="protocol of a Service without ports"),
         pytest.param("_._tcp.web~", "SRV", NXDOMAIN, id="B6: the unnamed port has no name"),
         pytest.param("http.tcp.web~", "SRV", NXDOMAIN, id="B6: underscores are not optional"),
@@ -227,6 +236,30 @@ def ptr(owner: str, target: str) -> Answer:
         pytest.param("x.10-1-2-3.shop.pod.cluster.local.", "A", NXDOMAIN, id="B7: nothing below a pod"),
         pytest.param("ext~", "HTTPS", noerror("ext~ CNAME www.example.com."), id="B11: CNAME whatever is asked"),
         pytest.param("ext~", "TXT", noerror("ext~ CNAME www.example.com."), id="B11: CNAME whatever is asked"),
+        pytest.param(
+            "version~",
+            "TXT",
+            noerror("version~ CNAME dns-version.cluster.local.", 'dns-version.cluster.local. TXT "1.1.0"'),
+            id="B11: the target's TXT",
+        ),
+        pytest.param(
+            "apex~",
+            "SOA",
+            noerror("apex~ CNAME cluster.local.", SOA.replace("30 IN ", "", 1)),
+            id="B11: the target's SOA",
+        ),
+        pytest.param(
+            "apex~",
+            "NS",
+            noerror("apex~ CNAME cluster.local.", f"cluster.local. NS {KUBE_DNS}"),
+            id="B11: the target's NS",
+        ),
+        pytest.param(
+            "address~",
+            "PTR",
+            noerror("address~ CNAME 1.10.96.10.in-addr.arpa.", "1.10.96.10.in-addr.arpa. PTR web~"),
+            id="B11: the target's PTR",
+        ),
         pytest.param("soon~", "A", NODATA, id="B12: cluster IP still to come"),
         pytest.param("web-a.down~", "A", NXDOMAIN, id="nothing below what does not exist"),
         pytest.param("www.example.com.", "A", REFUSED, id="another zone"),
@@ -243,8 +276,8 @@ def test_names_and_types(client: Client, qname: str, qtype: str, expected: Answe
 
 
 @pytest.mark.parametrize("qname", ["WeB.sHoP.SvC.ClUsTeR.lOcAl.", "WEB.shop.svc.cluster.LOCAL."])
-def test_case_is_echoed(client: Client, qname: str) -> None:
-    """A74: question and owner as asked."""
+def test_a74_case_is_echoed(client: Client, qname: str) -> None:
+    """Question and owner as asked."""
     response = client.exchange(dns.message.make_query(qname, "A"))
     assert [str(rrset.name) for rrset in (*response.question, *response.answer)] == [qname, qname]
     negative = client.exchange(dns.message.make_query("x" + qname, "A"))
@@ -252,15 +285,13 @@ def test_case_is_echoed(client: Client, qname: str) -> None:
     assert addresses(response) == ["10.96.10.1"]
 
 
-def test_rdata_has_canonical_labels_and_the_zone_as_asked(client: Client) -> None:
-    """A75."""
+def test_a75_rdata_has_canonical_labels_and_the_zone_as_asked(client: Client) -> None:
     qname, target = "_HTTPS._Tcp.Web.Shop.svc.Cluster.Local.", "web.shop.svc.Cluster.Local."
     response = client.exchange(dns.message.make_query(qname, "SRV"))
     assert [str(rrset) for rrset in response.answer] == [f"{qname} 30 IN SRV 0 100 443 {target}"]
     assert [str(rrset) for rrset in response.additional] == [f"{target} 30 IN A 10.96.10.1"]
 
 
-def test_the_version_has_a_ttl_of_its_own(client: Client) -> None:
-    """A64."""
+def test_a64_the_version_has_a_ttl_of_its_own(client: Client) -> None:
     response = client.exchange(dns.message.make_query("dns-version.cluster.local.", "TXT"))
     assert [rrset.ttl for rrset in response.answer] == [28800]

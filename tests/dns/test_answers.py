@@ -58,8 +58,8 @@ def test_a_target_without_the_type_is_nodata_after_the_cname(client: Client) -> 
     assert client.ask("alias.shop.svc.cluster.local.", "AAAA") == expected
 
 
-def test_a_cname_comes_before_its_target(client: Client) -> None:
-    """M32; glibc needs it."""
+def test_m32_a_cname_comes_before_its_target(client: Client) -> None:
+    """glibc needs it."""
     response = client.exchange(dns.message.make_query("alias.shop.svc.cluster.local.", "A"))
     assert [rrset.rdtype.name for rrset in response.answer] == ["CNAME", "A"]
 
@@ -69,6 +69,17 @@ def test_a_long_chain_ends_without_an_answer() -> None:
     client = Client(synced_zone([*links, ServiceRecord("shop", "l20", ("10.96.0.1",))]))
     assert client.ask("l0.shop.svc.cluster.local.", "A") == NODATA
     assert client.ask("l12.shop.svc.cluster.local.", "A").records >= {"l20.shop.svc.cluster.local. A 10.96.0.1"}
+
+
+@pytest.mark.parametrize(("name", "count"), [("_db._tcp.hl", 5), ("big", 200)])
+def test_owners_of_additional_records_point_to_the_targets(client: Client, name: str, count: int) -> None:
+    """Each is spelled out once: a response that fits is not cut."""
+    query = dns.message.make_query(f"{name}.shop.svc.Cluster.Local.", "SRV")
+    response = client.core.respond(query.to_wire(), TCP)
+    assert isinstance(response, bytes)
+    labels = {rrset.name.labels[0] for rrset in dns.message.from_wire(response).additional}
+    assert len(labels) == count
+    assert [label for label in labels if response.count(bytes([len(label)]) + label) != 1] == []
 
 
 def test_flags_are_those_of_an_authority_without_recursion(client: Client) -> None:
@@ -205,8 +216,8 @@ def test_answers_while_never_synced(qname: str, qtype: str, expected: Answer) ->
 # Changes
 
 
-def test_a_change_is_in_force_with_the_next_query() -> None:
-    """M27 and M28, with every answer kept that can be."""
+def test_m27_m28_a_change_is_in_force_with_the_next_query() -> None:
+    """With every answer kept that can be."""
     client = Client(synced_zone([NamespaceRecord("shop")]))
     headless, first = ServiceRecord("shop", "hl"), EndpointRecord("shop", "hl", "10.0.0.1", "a")
     second = EndpointRecord("shop", "hl", "10.0.0.2")
@@ -235,8 +246,7 @@ def test_a_change_is_in_force_with_the_next_query() -> None:
     assert client.ask("shop.svc.cluster.local.", "A") == NODATA
 
 
-def test_both_families_agree_on_existence_at_every_step() -> None:
-    """B20."""
+def test_b20_both_families_agree_on_existence_at_every_step() -> None:
     client = Client(synced_zone([NamespaceRecord("shop"), ServiceRecord("shop", "hl")]))
     name = "hl.shop.svc.cluster.local."
     steps = [EndpointRecord("shop", "hl", ip, "x") for ip in ("10.0.0.1", "fd00::1", "10.0.0.2")]

@@ -123,8 +123,7 @@ def test_answered_all_the_same(query: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("qname", [b"\x03web", b"\x03nop", b"\x03ext"])
-def test_flags(qname: bytes, asked: int, answered: int) -> None:
-    """M4."""
+def test_m4_flags(qname: bytes, asked: int, answered: int) -> None:
     for _ in range(2):
         response = CLIENT.core.respond(message(qname + NAME[4:] + A_IN, flags=asked), UDP)
         assert isinstance(response, bytes)
@@ -141,8 +140,8 @@ def test_flags(qname: bytes, asked: int, answered: int) -> None:
         pytest.param(0, True, id="0 with DO"),
     ],
 )
-def test_edns_is_echoed(qname: bytes, payload: int, do: bool) -> None:
-    """M2: version 0, the size as asked, DO as asked, no options."""
+def test_m2_edns_is_echoed(qname: bytes, payload: int, do: bool) -> None:
+    """Version 0, the size as asked, DO as asked, no options."""
     ttl = 0x8000 if do else 0
     query = message(qname + NAME[4:] + A_IN, counts=WITH_OPT, rest=opt(payload, ttl))
     plain = CLIENT.core.respond(message(qname + NAME[4:] + A_IN), UDP)
@@ -155,15 +154,13 @@ def test_edns_is_echoed(qname: bytes, payload: int, do: bool) -> None:
         assert dns.message.from_wire(response).edns == 0
 
 
-def test_no_opt_without_opt() -> None:
-    """M1."""
+def test_m1_no_opt_without_opt() -> None:
     response = CLIENT.core.respond(message(), UDP)
     assert isinstance(response, bytes)
     assert dns.message.from_wire(response).edns == -1
 
 
-def test_another_edns_version_is_refused() -> None:
-    """M3."""
+def test_m3_another_edns_version_is_refused() -> None:
     response = CLIENT.core.respond(message(counts=WITH_OPT, rest=opt(ttl=0x018000)), UDP)
     assert isinstance(response, bytes)
     read = dns.message.from_wire(response)
@@ -171,8 +168,7 @@ def test_another_edns_version_is_refused() -> None:
 
 
 @pytest.mark.parametrize("qclass", [pytest.param(3, id="CH"), pytest.param(4, id="HS"), pytest.param(255, id="ANY")])
-def test_another_class_is_refused(qclass: int) -> None:
-    """B8."""
+def test_b8_another_class_is_refused(qclass: int) -> None:
     response = CLIENT.core.respond(message(NAME + b"\0\1" + qclass.to_bytes(2, "big")), UDP)
     assert isinstance(response, bytes)
     assert dns.message.from_wire(response).rcode() == dns.rcode.REFUSED

@@ -97,8 +97,7 @@ def test_an_idle_client_is_closed_on_uvloop() -> None:
     on_uvloop(scenario())
 
 
-def test_the_serial_is_the_time_of_the_last_change_and_always_grows() -> None:
-    """M27."""
+def test_m27_the_serial_is_the_time_of_the_last_change_and_always_grows() -> None:
     time = [NOW]
     worker = DnsWorker(DnsConfig(), clock=lambda: time[0])
     serials = [worker.statistics().serial]

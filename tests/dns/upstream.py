@@ -28,6 +28,8 @@ short.example.com. 300 IN A 192.0.2.58
 plain.example.com. 300 IN A 192.0.2.59
 poison.example.com. 300 IN A 192.0.2.60
 """
+FRESH = dns.name.from_text("fresh.example.com.")
+"""Every name below it has an address: for who wants one that nobody has asked for."""
 SOA = "{zone} {ttl} IN SOA ns.example.com. hostmaster.example.com. 1 7200 900 1209600 {minimum}"
 BIG = [f"192.0.2.{low}" for low in range(1, 201)]
 
@@ -109,6 +111,7 @@ class Upstream:
 
     def _response(self, query: dns.message.Message, label: str) -> dns.message.Message:
         response = dns.message.make_response(query, recursion_available=True)
+        response.flags |= query.flags & dns.flags.CD  # RFC 4035 §3.2.2
         question = query.question[0]
         name, qtype = question.name, question.rdtype
         if label == "wrongq":
@@ -125,22 +128,14 @@ class Upstream:
         if label == "referral":
             response.authority.append(dns.rrset.from_text("com.", 300, "IN", "NS", "a.gtld.example."))
             return response
-        for _ in range(3):
-            if (rrset := self._records.get((name, qtype))) is not None:
-                response.answer.append(rrset)
-                break
-            alias = self._records.get((name, dns.rdatatype.CNAME))
-            if alias is None:
-                break
-            response.answer.append(alias)
-            name = alias[0].target
+        response.answer, name = self._answer(name, qtype)
         if label == "poison":
             response.answer.append(dns.rrset.from_text("bank.example.net.", 300, "IN", "A", "192.0.2.66"))
             response.additional.append(dns.rrset.from_text("bank.example.net.", 300, "IN", "A", "192.0.2.66"))
-        exists = any(owner == name for owner, _ in self._records)
+        exists = name.is_subdomain(FRESH) or any(owner == name for owner, _ in self._records)
         if not exists:
             response.set_rcode(dns.rcode.NXDOMAIN)
-        if not any(rrset.rdtype == qtype for rrset in response.answer) and label != "nosoa":
+        if not any(qtype in {rrset.rdtype, dns.rdatatype.ANY} for rrset in response.answer) and label != "nosoa":
             zone = dns.name.from_text("example.com.") if name.is_subdomain(dns.name.from_text("example.com.")) else "."
             response.authority.append(
                 dns.rrset.from_text(
@@ -148,6 +143,24 @@ class Upstream:
                 )
             )
         return response
+
+    def _answer(
+        self, name: dns.name.Name, qtype: dns.rdatatype.RdataType
+    ) -> tuple[list[dns.rrset.RRset], dns.name.Name]:
+        """What there is of a type, after the CNAMEs that lead to it, and the last name of these."""
+        answer: list[dns.rrset.RRset] = []
+        if name.is_subdomain(FRESH) and qtype == dns.rdatatype.A:
+            answer.append(dns.rrset.from_text(name, 300, "IN", "A", "192.0.2.61"))
+        for _ in range(3):
+            if (rrset := self._records.get((name, qtype))) is not None:
+                answer.append(rrset)
+                break
+            alias = self._records.get((name, dns.rdatatype.CNAME))
+            if alias is None:
+                break
+            answer.append(alias)
+            name = alias[0].target
+        return answer, name
 
     async def wait(self, octets: bytes) -> None:
         """Be as slow as wanted."""
@@ -182,10 +195,12 @@ async def upstream(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Upst
     """A resolver that runs."""
     made = Upstream()
     loop = asyncio.get_running_loop()
-    connections: set[asyncio.StreamWriter] = set()
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        connections[task] = writer
         try:
             while True:
                 octets = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
@@ -196,7 +211,7 @@ async def upstream(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Upst
         except (asyncio.IncompleteReadError, ConnectionResetError):
             pass
         finally:
-            connections.discard(writer)
+            del connections[task]
             writer.close()
 
     async with asyncio.TaskGroup() as tasks:
@@ -212,5 +227,7 @@ async def upstream(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Upst
             transport.close()
             other.close()
             server.close()
-            for writer in list(connections):
+            for writer in connections.values():
                 writer.close()
+            if connections:
+                await asyncio.wait(list(connections))

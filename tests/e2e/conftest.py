@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Control planes: one that tests share and leave as they found it, and one for each test that breaks things."""
 
+import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +32,9 @@ def plane() -> Iterator[ControlPlane]:
 def two_servers() -> Iterator[ControlPlane]:
     with ControlPlane(servers=2) as plane:
         yield plane
+
+
+@pytest.fixture
+def seed() -> int:
+    """What random tests begin from: `SVCPROXY_SEED`, to repeat a run, or another one each time."""
+    return int(os.environ.get("SVCPROXY_SEED") or secrets.randbelow(1 << 32))

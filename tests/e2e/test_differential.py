@@ -7,7 +7,6 @@ What they are meant to do differently is in `tests.e2e.differential.reasons`. `S
 
 import asyncio
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,11 +100,6 @@ async def compare(worlds: Worlds, cluster: RandomCluster, attempt: Try, rng: Ran
 def _lasting(attempt: Try, outcomes: Outcomes) -> Outcomes:
     """What counts although it is not met again: a backend or a refusal, except to a client that has one of its own."""
     return frozenset(each for each in outcomes if not (attempt.sticky or isinstance(each, Timeout | Failed)))
-
-
-@pytest.fixture
-def seed() -> int:
-    return int(os.environ.get("SVCPROXY_SEED") or secrets.randbelow(1 << 32))
 
 
 async def test_does_what_kube_proxy_does(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,8 +89,8 @@ def store_of(*objects: Object) -> Store:
         ),
         pytest.param(
             endpoint_slice("s", "web", endpoint("10.0.0.1"), ports=[("http", 80), (None, 81), ("any", None)]),
-            {EndpointRecord("shop", "web", "10.0.0.1", ports=HTTP)},
-            id="ports without name or number are left out",
+            {EndpointRecord("shop", "web", "10.0.0.1", ports=(NamedPort("any", Protocol.TCP, 0), *HTTP))},
+            id="ports without a name are left out, those without a number are not",
         ),
         pytest.param(
             endpoint_slice("s", "web", endpoint("FD00:0::1"), kind=AddressType.IPV6),

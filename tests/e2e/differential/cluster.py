@@ -7,13 +7,12 @@ Service leaves behind there the next one finds. Their endpoints are pods, proces
 
 from collections.abc import Iterator
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from svcproxy.model.meta import Family
+from tests.e2e.objects import Object
 from tests.netns.places import AT
 from tests.netns.world import PODS, PORTS
-
-Object = dict[str, Any]
 
 SERVICES: Final = "/api/v1/namespaces/default/services"
 SLICES: Final = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.e2e.differential.cluster import ENDPOINTS, PROXY_NAME, Object
+from tests.e2e.differential.cluster import ENDPOINTS, PROXY_NAME
 from tests.e2e.differential.tries import LEAK, Try
+from tests.e2e.objects import Object
 from tests.netns.probes import TIMEOUT, Outcome, Served
 
 Outcomes = frozenset[Outcome]

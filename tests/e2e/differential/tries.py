@@ -8,7 +8,6 @@ from random import Random
 from svcproxy.model.meta import Family, Protocol
 from tests.e2e.differential.cluster import (
     PORTS_MAX,
-    Object,
     RandomCluster,
     balanced,
     balancer_ip,
@@ -16,6 +15,7 @@ from tests.e2e.differential.cluster import (
     families_of,
     node_port,
 )
+from tests.e2e.objects import Object
 from tests.netns.places import AT
 from tests.netns.world import TRANSPORTS
 

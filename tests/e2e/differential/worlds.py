@@ -10,19 +10,19 @@ import json
 import os
 import sys
 import time
-import urllib.error
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from svcproxy.model.meta import Family, Protocol
 from svcproxy.testing import binaries
 from svcproxy.testing.control_plane import ControlPlane, Process
-from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, Object, RandomCluster, address
+from tests.e2e.differential.cluster import ENDPOINTS, SERVICES, SLICES, RandomCluster, address
 from tests.e2e.differential.tries import CROWD, LEAK, Try
+from tests.e2e.objects import Object, Objects
 from tests.netns.namespaces import Namespace
 from tests.netns.places import AT
 from tests.netns.probes import TIMEOUT, Outcome, Served, Server
@@ -96,51 +96,27 @@ class Worlds:
     """Both sides, and the API that they follow."""
 
     def __init__(self, plane: ControlPlane, control: Namespace, sides: tuple[Side, Side]) -> None:
-        self._plane = plane
+        self._objects = Objects(plane)
         self._control = control
         self.sides = sides
-        self._known: dict[str, Object] = {}
-        """By path, what the API server has."""
         self._round = 0
         with control.entered():
             plane.call("POST", "/api/v1/nodes", node("n1"))
             addresses = [{"type": "InternalIP", "address": at.n1} for at in AT.values()]
-            self._patch(f"{_NODE}/status", {"status": {"addresses": addresses}})
+            self._objects.patch(f"{_NODE}/status", {"status": {"addresses": addresses}})
 
     async def bring(self, cluster: RandomCluster) -> None:
         """Make the API have these objects, and return when both sides have programmed them."""
         wanted = {f"{SERVICES}/{name}": each for name, each in cluster.services.items()}
         wanted |= {f"{SLICES}/{name}": each for name, each in cluster.slices.items()}
+        self._round += 1
         with self._control.entered():
-            for path in [path for path in self._known if path not in wanted]:
-                self._plane.delete(path)
-            for path, each in wanted.items():
-                if self._known.get(path) != each:
-                    self._put(path, each)
-            self._patch(_NODE, {"metadata": {"labels": {"topology.kubernetes.io/zone": cluster.zone}}})
-            self._known = json.loads(json.dumps(wanted))
-            self._round += 1
-            for path, each in _marker(self._round, cluster.zone).items():
-                self._put(path, each)
-                self._known[path] = each
+            self._objects.bring(wanted)
+            self._objects.patch(_NODE, {"metadata": {"labels": {"topology.kubernetes.io/zone": cluster.zone}}})
+            self._objects.bring(wanted | _marker(self._round, cluster.zone))
         async with asyncio.TaskGroup() as group:
             for side in self.sides:
                 group.create_task(self._marked(side, cluster.zone), name=side.name)
-
-    def _put(self, path: str, each: Object) -> None:
-        body = {key: value for key, value in each.items() if key != "status"}
-        try:
-            if path in self._known:
-                self._plane.request("PUT", path, body)
-            else:
-                self._plane.request("POST", path.rpartition("/")[0], body)
-        except urllib.error.HTTPError as exc:
-            raise AssertionError(f"the API server refuses {json.dumps(each)}: {exc.read().decode()}") from exc
-        if "status" in each:
-            self._patch(f"{path}/status", {"status": each["status"]})
-
-    def _patch(self, path: str, body: Any) -> None:
-        self._plane.request("PATCH", path, body, content_type="application/merge-patch+json")
 
     async def _marked(self, side: Side, zone: str | None) -> None:
         """Return once traffic tells that the side knows the marker's Service, its slices, and n1's zone."""
