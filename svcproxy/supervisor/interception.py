@@ -29,8 +29,6 @@ INTERVAL = 1.0
 """Seconds between two turns: an address outlives two that fail."""
 LOOK_INTERVAL = 10.0
 """Seconds between two looks whether somebody else has an address."""
-FIRST_DESCRIPTOR = 3
-"""Where a worker finds its end of the pipe."""
 _OCTETS_MAX = 4096
 """Read of a worker's pipe in one turn; it writes two."""
 _STANDS: Final = ""
@@ -63,13 +61,11 @@ class Interception:
     # --- workers
 
     def open(self, worker: int) -> tuple[int, dict[str, str]]:
-        """A pipe for a worker that is about to start: its end, which the caller closes, and what to tell it.
-
-        It must become descriptor `FIRST_DESCRIPTOR` of the program. Raises OSError.
-        """
+        """A pipe for a worker that is about to start: its end, which it inherits and the caller closes, and what to
+        tell it. Raises OSError."""
         self._provers.started(worker)
         self._pipes[worker], writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        return writer, channel(FIRST_DESCRIPTOR, self._addresses)
+        return writer, channel(writer, self._addresses)
 
     def ended(self, worker: int) -> None:
         """The worker's process has ended, or never began."""
@@ -91,6 +87,7 @@ class Interception:
         wanted = proven if self._kept is None else self._kept
         if wanted:
             self._look(now, wanted)
+        if wanted and self._kept is None:
             self._ensure_tables()
         for address in self._addresses:
             if address in wanted:
@@ -141,7 +138,8 @@ class Interception:
 
     def _look(self, now: float, wanted: frozenset[str]) -> None:
         """See whether somebody else has what is wanted: what stands for good must not be made to expire."""
-        if now < self._look_at and all(self._stood(address, now) for address in wanted):
+        begins = any(not self._stood(address, now) and address not in self._foreign for address in wanted)
+        if now < self._look_at and not begins:
             return
         self._look_at = now + LOOK_INTERVAL
         try:

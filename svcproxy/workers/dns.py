@@ -129,6 +129,8 @@ class DnsRole:
         self._run = run
         self._instance = place.instance
         self._serves = False
+        self._succeeded = False
+        """Whether another instance has taken over from this one."""
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
         self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
@@ -250,14 +252,17 @@ class DnsRole:
             self._leaves.clear()
         else:
             self._leaves.set()
+        self._succeeded = not held
+        self._prover.standing_changed()
         log.info("this instance is the node's" if held else "another instance is the node's")
 
     def _standing(self) -> Standing:
-        active = None if self._serves else self._run.active()
-        return Standing(
-            answers=self._serves and self._feed.state.complete and not self._life.stopping.is_set(),
-            stands_by=active is not None and active.name != self._instance.paths.name,
-        )
+        if self._serves:
+            answers = self._feed.state.complete and not self._life.stopping.is_set()
+            return Standing(answers=answers, stands_by=False)
+        active = self._run.active()
+        another = active is not None and active.name != self._instance.paths.name
+        return Standing(answers=False, stands_by=self._succeeded or another)
 
     # --- probes
 

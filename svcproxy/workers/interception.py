@@ -27,8 +27,11 @@ from svcproxy_dns.wire import CLASS_IN, RRType, encode_name
 
 log = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT = 1.0
-"""Seconds for an answer of our own."""
+ATTEMPTS = 5
+"""Queries sent for one proof, each from a port of its own, until one is answered: workers that share an address share
+its clients by port, and one of them may hang."""
+ATTEMPT_INTERVAL = 0.2
+"""Seconds between two of them."""
 DOUBT = 10.0
 """Seconds for which an address that gave no answer has to prove itself."""
 _REPLY_OCTETS = 512
@@ -75,7 +78,14 @@ class Prover:
         async with asyncio.TaskGroup() as group:
             group.create_task(AddressFollower().run(self._addresses_changed), name="intercepted addresses")
             if self._descriptor is not None:
-                group.create_task(self._prove(self._descriptor), name="proof")
+                group.create_task(self._prove(), name="proof")
+
+    def standing_changed(self) -> None:
+        """Tell at once that another instance serves: this one may be stopped at any moment, and its supervisor would
+        take away what is the other's."""
+        standing = self._standing()
+        if standing.stands_by:
+            self._say(Proof(stands_by=True))
 
     def reasons(self) -> Iterator[str]:
         """What is not intercepted, for people."""
@@ -88,14 +98,17 @@ class Prover:
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
         self.local = addresses & frozenset(self._configured)
 
-    async def _prove(self, descriptor: int) -> None:
+    async def _prove(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            proof = await self._proof()
-            with suppress(BlockingIOError):  # the supervisor hangs, or there is none any more
-                os.write(descriptor, encode(proof, self._wanted))
+            self._say(await self._proof())
             await asyncio.sleep(max(0.0, began + PROOF_INTERVAL - loop.time()))
+
+    def _say(self, proof: Proof) -> None:
+        if self._descriptor is not None:
+            with suppress(OSError):  # the supervisor hangs and the pipe is full, or it is gone
+                os.write(self._descriptor, encode(proof, self._wanted))
 
     async def _proof(self) -> Proof:
         standing = self._standing()
@@ -103,6 +116,8 @@ class Prover:
             return Proof(stands_by=standing.stands_by)
         asked = [address for address in self._wanted if address in self._configured]
         answered = await asyncio.gather(*map(self._answers_at, asked))
+        if self._standing().stands_by:  # since then: the one that has taken over may have answered
+            return Proof(stands_by=True)
         return Proof(frozenset(address for address, yes in zip(asked, answered, strict=True) if yes))
 
     async def _answers_at(self, address: str) -> bool:
@@ -112,14 +127,10 @@ class Prover:
         target = (address, DNS_PORT) if local else self._elsewhere()
         if target is None or (not local and now < self._doubted_until.get(address, now)):
             return False
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await _answered(target, self._query, source=address if local else "")
-        except OSError:
-            if local:
-                self._doubted_until[address] = now + DOUBT
-            return False
-        return True
+        answered = await _answered(target, self._query, source=address if local else "")
+        if local and not answered:
+            self._doubted_until[address] = now + DOUBT
+        return answered
 
     def _elsewhere(self) -> tuple[str, int] | None:
         """An address of ours that is not intercepted."""
@@ -152,17 +163,36 @@ def _soa_query(zone: str) -> bytes:
     return b"\0\0\0\1\0\0\0\0\0\0" + encode_name(zone) + RRType.SOA.to_bytes(2) + CLASS_IN.to_bytes(2)
 
 
-async def _answered(target: tuple[str, int], query: bytes, source: str) -> None:
-    """Return when the query was answered without an error, over UDP. Raises OSError."""
+async def _answered(target: tuple[str, int], query: bytes, source: str) -> bool:
+    """Whether the query is answered without an error, over UDP, within the time of all attempts."""
+    answered = False
+    waiting: set[asyncio.Task[bool]] = set()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(ATTEMPTS):
+            waiting.add(group.create_task(_attempt(target, query, source), name="proof"))
+            done, waiting = await asyncio.wait(waiting, timeout=ATTEMPT_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+            answered = any(task.result() for task in done)
+            if answered:
+                break
+        for task in waiting:
+            task.cancel()
+    return answered
+
+
+async def _attempt(target: tuple[str, int], query: bytes, source: str) -> bool:
+    """Wait for an answer without an error; False if there can be none."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as client:
-        if source:
-            client.bind((source, 0))
-        client.connect(target)
-        ident = secrets.token_bytes(2)
-        await loop.sock_sendall(client, ident + query)
-        while True:
-            reply = await loop.sock_recv(client, _REPLY_OCTETS)
-            if reply[:2] == ident and len(reply) >= 12 and reply[2] & 0x80 and not reply[3] & 0x0F:
-                return
+        try:
+            if source:
+                client.bind((source, 0))
+            client.connect(target)
+            ident = secrets.token_bytes(2)
+            await loop.sock_sendall(client, ident + query)
+            while True:
+                reply = await loop.sock_recv(client, _REPLY_OCTETS)
+                if reply[:2] == ident and len(reply) >= 12 and reply[2] & 0x80 and not reply[3] & 0x0F:
+                    return True
+        except OSError:
+            return False

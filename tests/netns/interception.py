@@ -26,7 +26,9 @@ from tests.netns.routed import HOSTS, Routed
 TIMEOUT = 60.0
 """Seconds that anything awaited may take."""
 ANSWER = 1.0
-"""Seconds that a client waits for one answer."""
+"""Seconds that a client waits for one answer where there may be none."""
+RESOLVER = 5.0
+"""Seconds that resolvers wait, where there has to be one."""
 CLUSTER_IP = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd96::a"}
 INTERCEPTED = [*CLUSTER_IP.values(), "169.254.20.10"]
 QNAME = "who.shop.svc.cluster.local."
@@ -54,17 +56,15 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
         signal.sigtimedwait([], 0.02)  # other processes are waited for
 
 
-def ask(place: Namespace, server: str, *, tcp: bool = False, source: str = "", port: int = 53) -> str | None:
+def ask(place: Namespace, server: str, *, tcp: bool = False, port: int = 53, patience: float = ANSWER) -> str | None:
     """The address that a DNS server at `server` has for QNAME, as a client in `place` sees it; None without one."""
     question = dnslib.DNSRecord.question(QNAME)
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with place.entered():
         client = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
     with client:
-        client.settimeout(ANSWER)
+        client.settimeout(patience)
         try:
-            if source:
-                client.bind((source, 0))
             client.connect((server, port))  # from then on nothing of another address is heard
             packed = question.pack()
             client.sendall(struct.pack("!H", len(packed)) + packed if tcp else packed)
@@ -93,6 +93,8 @@ class Site:
         self.directory = directory
         self.routed = routed
         self.node, self.pod = routed.node, routed.client
+        for hosts in HOSTS.values():
+            self.node.ip("route", "add", "default", "via", hosts[0])  # or processes had no way to ClusterIPs
         self.run_dir = directory / "run"
         self.objects = directory / "objects"
         self.objects.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intercepted addresses on a real kernel: they stand while a worker answers, and with nobody left they go by themselves."""
+"""Intercepted addresses on a real kernel: they stand while a worker answers, go by themselves when nobody is left."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from tests.netns.interception import (
     CLUSTER_IP,
     INTERCEPTED,
     OURS,
+    RESOLVER,
     Site,
     ask,
     eventually,
@@ -26,7 +27,7 @@ from tests.netns.interception import (
 pytestmark = pytest.mark.netns
 
 NET_BIND_SERVICE = f"{1 << 10:016x}"
-TRACKING = "table inet tracking { chain all { type filter hook prerouting priority 0; ct state new accept; }; }"
+TRACKING = "table inet tracking { chain seen { type filter hook prerouting priority 0; ct state new accept; }; }"
 """Has the kernel track every flow."""
 
 
@@ -136,7 +137,7 @@ def test_a_successor_inherits_them_without_a_gap(served: Site) -> None:
     met = set()
 
     def new_serves() -> bool:
-        met.add(ask(served.pod, CLUSTER_IP[Family.IPV4]))
+        met.add(ask(served.pod, CLUSTER_IP[Family.IPV4], patience=RESOLVER))
         return bool(served.readiness("dns-0", "new").get("ready"))
 
     eventually(new_serves, "the new instance serves")
@@ -144,7 +145,7 @@ def test_a_successor_inherits_them_without_a_gap(served: Site) -> None:
     assert old.wait(30) == 0
     for _ in range(5):
         signal.sigtimedwait([], 1.0)  # longer than an address lasts
-        met.add(ask(served.pod, CLUSTER_IP[Family.IPV4]))
+        met.add(ask(served.pod, CLUSTER_IP[Family.IPV4], patience=RESOLVER))
     assert met == {OURS}
     assert served.stands()
     assert served.tables() == ["table ip svcproxy-dns", "table ip6 svcproxy-dns"]

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from svcproxy.config import DnsConfig
 from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
+from svcproxy.workers.interception import InterceptionCollector
 from tests.dns.test_forwarder import Node, node
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "dns-metrics.md"
@@ -61,7 +62,8 @@ async def test_the_reference_lists_every_metric_of_the_worker_and_no_other() -> 
         await world.ask("www.example.com")
         await world.ask("web.shop.svc.cluster.local")
         role = RoleStatistics(plugins=((".", "forward"),))
-        metrics = DnsMetrics(world.worker.statistics, lambda: False, DnsConfig(), role=lambda: role)
+        others = [InterceptionCollector(("10.96.0.10",), frozenset)]
+        metrics = DnsMetrics(world.worker.statistics, lambda: False, DnsConfig(), others, role=lambda: role)
         text = (await metrics.render()).decode()
     shown = {}
     for family in text_string_to_metric_families(text):

@@ -72,9 +72,15 @@ def give_queries_back(families: Iterable[Family]) -> tuple[Request, ...]:
 
 
 def intact(rules: Sequence[ObjectState], queries: Sequence[StoredElement] | None, expected: Iterable[bytes]) -> bool:
-    """Whether the table of a family is as it was made, as far as rules can be counted. `expected`: see `keys`."""
+    """Whether the table of a family is as it was made, as far as rules can be counted, or absent as it should be.
+
+    `expected`: see `keys`. `queries`: None if there is no such set.
+    """
+    wanted = set(expected)
+    if not wanted:
+        return not rules and queries is None
     counted = Counter(each.name for each in rules)
-    return counted == _RULES and queries is not None and {each.element.key for each in queries} == set(expected)
+    return counted == _RULES and queries is not None and {each.element.key for each in queries} == wanted
 
 
 def keys(addresses: Iterable[str], port: int) -> Iterator[bytes]:

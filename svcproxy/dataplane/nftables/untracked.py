@@ -31,7 +31,7 @@ class NotrackTables:
         generation = self._kernel.generation().number
         if generation == self._generation:
             return
-        if not all(map(self._intact, self._families)):
+        if not all(map(self._intact, Family)):
             self._commit(notrack.replace(self._addresses, self._port))
         self._generation = generation
 
