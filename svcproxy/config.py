@@ -29,6 +29,7 @@ NamespaceName = Annotated[str, Meta(extra={"check": syntax.dns_label})]
 Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
 NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
 ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
+InterceptedAddress = Annotated[str, Meta(extra={"check": syntax.intercepted_address})]
 ResolverAddress = Annotated[str, Meta(extra={"check": syntax.resolver_address})]
 StubDomains = Annotated[dict[str, tuple[ResolverAddress, ...]], Meta(extra={"check": syntax.stub_domains})]
 InterfaceName = Annotated[str, Meta(extra={"check": syntax.interface_name})]
@@ -222,6 +223,12 @@ class DnsCacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory for answers, and again as much for denials."""
 
 
+INTERCEPTED_MAX = 7
+"""Addresses that can be intercepted: a proof (`svcproxy.process.proof`) has a bit for each."""
+DNS_PORT = 53
+"""Where intercepted addresses are answered."""
+
+
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cluster DNS."""
 
@@ -229,6 +236,9 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether `svcproxy run` starts the DNS role."""
     listen: tuple[ListenAddress, ...] = ("127.0.0.1:53",)
     """ADDRESS:PORT pairs; IPv6 in brackets."""
+    intercept: tuple[InterceptedAddress, ...] = ()
+    """Addresses, at most 7, that stand on this node as long as the role answers there, on port 53: the ClusterIP of the
+    cluster's DNS Service, addresses of 169.254.0.0/16, ULAs. Needs CAP_NET_ADMIN. See below."""
     zones: tuple[ZoneOrCidr, ...] = ("cluster.local", "in-addr.arpa", "ip6.arpa")
     """Zones that are answered: cluster domains, which all hold the same names, and the addresses that PTR answers, as
     zones or CIDRs. PTR and the SOA of addresses name the first cluster domain."""
@@ -255,6 +265,15 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Zones with upstreams of their own: a mapping of zones to lists of upstreams. The longest zone counts."""
     forward: DnsForwardConfig = DnsForwardConfig()
     cache: DnsCacheConfig = DnsCacheConfig()
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """ADDRESS:PORT of everything that is bound: `listen`, and what of `intercept` no wildcard covers."""
+        wildcards = ((True, f"[::]:{DNS_PORT}"), (False, f"0.0.0.0:{DNS_PORT}"))
+        by_wildcard = {is_ipv6 for is_ipv6, wildcard in wildcards if wildcard in self.listen}
+        alone = (ip for ip in self.intercept if (":" in ip) not in by_wildcard)
+        more = (f"[{ip}]:{DNS_PORT}" if ":" in ip else f"{ip}:{DNS_PORT}" for ip in alone)
+        return tuple(dict.fromkeys((*self.listen, *more)))
 
     @property
     def cluster_domain(self) -> str:

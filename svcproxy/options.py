@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from svcproxy.config import Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
+from svcproxy.config import INTERCEPTED_MAX, Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
 from svcproxy.convert import convert
 from svcproxy.document import Document, Value, read
 from svcproxy.errors import ConfigError, Problem
@@ -201,12 +201,16 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     for section, key, values in (
         ("kube", "api_servers", kube.api_servers),
         ("dns", "listen", config.dns.listen),
+        ("dns", "intercept", config.dns.intercept),
         ("dns", "zones", config.dns.zones),
         ("dns", "upstreams", config.dns.upstreams),
     ):
         for index, value in enumerate(values):
             if value in values[:index] and not value.endswith(":0"):
                 yield document.problem(f"{value} is listed twice", (section, key, index))
+    if len(config.dns.intercept) > INTERCEPTED_MAX:
+        problem = f"{len(config.dns.intercept)} addresses, at most {INTERCEPTED_MAX} can be intercepted"
+        yield document.problem(problem, ("dns", "intercept"))
     if not config.dns.cluster_domain and "dns.zones" not in bad:
         yield document.problem("a cluster domain is needed besides zones of addresses", ("dns", "zones"))
     if config.dns.enabled and not config.dns.listen:

@@ -3,7 +3,7 @@
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from svcproxy_dns.rendered import TCP
 
@@ -15,6 +15,8 @@ PORT_ATTEMPTS = 16
 """Ports tried for port 0 until one is free for both UDP and TCP."""
 _IP_PKTINFO = 8
 """`IP_PKTINFO` of Linux, which the socket module of Python 3.11 lacks."""
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+"""Of Linux, which the socket module lacks as well."""
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -29,9 +31,9 @@ def parse_listen(text: str) -> tuple[str, int]:
     return str(address), int(port)
 
 
-def bind_listeners(listen: Sequence[str], *, shared: bool = False) -> list[socket.socket]:
+def bind_listeners(listen: Sequence[str], *, shared: bool = False, absent: Collection[str] = ()) -> list[socket.socket]:
     """A UDP and a TCP socket on every address. `shared`: several worker processes have them (SO_REUSEPORT); otherwise
-    a second server on an address is an error.
+    a second server on an address is an error. `absent`: IP addresses that may come and go (IP_FREEBIND).
 
     Port 0 takes a port that is free for both. Raises `OSError`, whose text names the address, with nothing left open,
     and `ValueError` for what is no address.
@@ -40,7 +42,7 @@ def bind_listeners(listen: Sequence[str], *, shared: bool = False) -> list[socke
     try:
         for text in listen:
             address, port = parse_listen(text)
-            sockets.extend(_bind_pair(address, port, shared=shared))
+            sockets.extend(_bind_pair(address, port, shared=shared, absent=address in absent))
     except OSError as exc:
         for opened in sockets:
             opened.close()
@@ -48,11 +50,11 @@ def bind_listeners(listen: Sequence[str], *, shared: bool = False) -> list[socke
     return sockets
 
 
-def _bind_pair(address: str, port: int, *, shared: bool) -> tuple[socket.socket, socket.socket]:
+def _bind_pair(address: str, port: int, *, shared: bool, absent: bool) -> tuple[socket.socket, socket.socket]:
     for attempt in range(PORT_ATTEMPTS):
-        udp = _bind(address, port, socket.SOCK_DGRAM, shared=shared)
+        udp = _bind(address, port, socket.SOCK_DGRAM, shared=shared, absent=absent)
         try:
-            return udp, _bind(address, udp.getsockname()[1], socket.SOCK_STREAM, shared=shared)
+            return udp, _bind(address, udp.getsockname()[1], socket.SOCK_STREAM, shared=shared, absent=absent)
         except OSError:
             udp.close()
             if port or attempt == PORT_ATTEMPTS - 1:
@@ -60,12 +62,16 @@ def _bind_pair(address: str, port: int, *, shared: bool) -> tuple[socket.socket,
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _bind(address: str, port: int, kind: socket.SocketKind, *, shared: bool) -> socket.socket:
+def _bind(address: str, port: int, kind: socket.SocketKind, *, shared: bool, absent: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if absent and family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        elif absent:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_DGRAM:

@@ -110,7 +110,7 @@ class DnsWorker:
             ),
             ttl=config.ttl,
             rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
-            server_addresses=_reachable(config.listen),
+            server_addresses=_reachable(config.sockets),
         )
         self._rendered = Rendered()
         self._stubs = config.stub_domains
@@ -189,7 +189,7 @@ def forwarder_of(config: DnsConfig) -> Forwarder | None:
     rng = random.SystemRandom()
     reply_times = ReplyTimes()
     resolver = Resolver(
-        Upstreams(forward.policy, rng, config.listen),
+        Upstreams(forward.policy, rng, config.sockets),
         Cache(
             CacheLimits(
                 ttl_min=cache.ttl_min,

@@ -231,7 +231,9 @@ class Agent:
         plane.show(self._state)
 
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
+        self._addresses = addresses.difference(
+            self._life.config.dns.intercept
+        )  # they are the DNS role's while it answers
         self._view_changed()
 
     def _view_changed(self) -> None:

@@ -28,6 +28,14 @@ class RolePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Neighbours of one group, such as the workers of a role, are stopped together. Empty: stopped alone."""
 
 
+class InterceptionPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses that stand on the node while a role answers at them. See `svcproxy.supervisor.interception`."""
+
+    addresses: tuple[str, ...]
+    group: str
+    """Of the roles that have to prove it."""
+
+
 class LaunchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a supervisor knows."""
 
@@ -43,6 +51,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crash_loop_after: int = 3
     """Ends in a row, each before `healthy_after`, that make a crash loop."""
     log: LogConfig = LogConfig()
+    interception: InterceptionPlan | None = None
 
 
 class RoleState(StrEnum):

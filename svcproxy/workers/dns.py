@@ -33,6 +33,7 @@ from svcproxy.process.role import Life, Place, live
 from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics
+from svcproxy.workers.interception import InterceptionCollector, Prover, Standing
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolv_conf import ResolvConf
 from svcproxy_dns.worker import DnsWorker
@@ -64,7 +65,7 @@ class DnsTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
-        wanted = set(self._config.dns.listen)
+        wanted = set(self._config.dns.sockets)
         sockets = []
         for name, taken in inherited.items():
             if name.partition("/")[2] in wanted:
@@ -85,7 +86,8 @@ class DnsTenant:
         deadline = asyncio.get_running_loop().time() + BIND_PATIENCE
         while True:
             try:
-                return bind_listeners(listen, shared=self._config.dns.workers > 1)
+                dns = self._config.dns
+                return bind_listeners(listen, shared=dns.workers > 1, absent=dns.intercept)
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
                     raise
@@ -119,9 +121,13 @@ class DnsRole:
         self._run = run
         self._instance = place.instance
         self._serves = False
+        self._succeeded = False
+        """Whether another instance has taken over from this one."""
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns)
+        self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
+        intercepted = InterceptionCollector(config.dns.intercept, lambda: self._prover.local)
+        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns, [intercepted])
         name = run.path.name
         subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
         self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)
@@ -135,6 +141,7 @@ class DnsRole:
             work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
+                "interception": self._prover.run(),
                 "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
             work |= self._upstreams()
@@ -182,7 +189,16 @@ class DnsRole:
 
     def _lock_changed(self, held: bool) -> None:
         self._serves = held
+        self._succeeded = not held
+        self._prover.standing_changed()
         log.info("this instance is the node's" if held else "another instance is the node's")
+
+    def _standing(self) -> Standing:
+        if self._serves:
+            return Standing(answers=self._feed.state.complete, stands_by=False)
+        active = self._run.active()
+        another = active is not None and active.name != self._instance.paths.name
+        return Standing(answers=False, stands_by=self._succeeded or another)
 
     # --- probes
 
@@ -198,6 +214,8 @@ class DnsRole:
             reasons.append(f"no complete set of names yet{f' ({self._feed.error})' if self._feed.error else ''}")
         elif state.stale:
             reasons.append("what is served may be out of date")
+        if self._serves:
+            reasons += self._prover.reasons()
         return api.Readiness(
             ready=self._serves and state.complete,
             stale=state.complete and state.stale,

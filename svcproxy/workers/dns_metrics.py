@@ -5,7 +5,7 @@ The worker counts in plain integers; this collector reads them when somebody ask
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -24,10 +24,18 @@ _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
 class DnsMetrics:
     """Everything the worker counts, in the Prometheus text format."""
 
-    def __init__(self, statistics: Callable[[], DnsStatistics], stale: Callable[[], bool], config: DnsConfig) -> None:
-        """`stale`: whether what is served may be out of date."""
+    def __init__(
+        self,
+        statistics: Callable[[], DnsStatistics],
+        stale: Callable[[], bool],
+        config: DnsConfig,
+        others: Iterable[Collector] = (),
+    ) -> None:
+        """`stale`: whether what is served may be out of date. `others`: what else is rendered."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        for each in others:
+            self._registry.register(each)
         self._registry.register(_Collector(statistics, stale, config))
 
     async def render(self) -> bytes:

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `deploy/` says is accepted by a real API server, and its ClusterRole is exactly what the agent needs."""
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from svcproxy.options import load
+from svcproxy.testing import binaries
 from svcproxy.testing.control_plane import ControlPlane
 from tests.e2e.harness import SERVICES, SLICES, AgentProcess, endpoint_slice, eventually, lines, service
 
-BASE = Path(__file__).parents[2] / "deploy" / "base"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+BASE = DEPLOY / "base"
 ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/svcproxy"
 
 
@@ -39,6 +45,24 @@ def test_the_daemonset_is_as_small_as_it_can_be(deployed: ControlPlane) -> None:
         assert "exec" in container["readinessProbe"]
     with_token = [name for name, each in containers.items() if any(m["name"] == "token" for m in each["volumeMounts"])]
     assert with_token == ["agent"]
+
+
+def test_what_interception_takes_is_one_capability_of_one_container(tmp_path: Path) -> None:
+    def built(**overlay: list[str]) -> dict[str, dict[str, Any]]:
+        where = {
+            key: [os.path.relpath(DEPLOY / each, tmp_path) for each in each_of] for key, each_of in overlay.items()
+        }
+        (tmp_path / "kustomization.yaml").write_text(json.dumps(where))
+        text = subprocess.run([binaries.find("kubectl"), "kustomize", tmp_path], check=True, capture_output=True).stdout
+        (daemonset,) = (each for each in yaml.safe_load_all(text) if each["kind"] == "DaemonSet")
+        return {each["name"]: each for each in daemonset["spec"]["template"]["spec"]["containers"]}
+
+    plain = built(resources=["base"])
+    with_it = built(resources=["base"], components=["components/dns-intercept"])
+    capabilities = with_it["dns"]["securityContext"].pop("capabilities")
+    assert (capabilities["drop"], set(capabilities["add"])) == (["ALL"], {"NET_ADMIN", "NET_BIND_SERVICE"})
+    assert plain["dns"]["securityContext"].pop("capabilities") == {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
+    assert with_it == plain
 
 
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from svcproxy.config import Config, DnsConfig, LogConfig
+from svcproxy.process.prctl import Capability, permitted_capabilities
+from svcproxy.process.privileges import Privileges
+from svcproxy.process.supervision import InterceptionPlan
 from svcproxy.supervisor.run import launch_plan
 
 ARGUMENTS = ["--config", "x.yaml"]
@@ -37,6 +40,23 @@ def test_each_role_reads_the_configuration_itself(tmp_path: Path) -> None:
     assert worker.environment == {"SVCPROXY_WORKER": "0"}
     assert (plan.status_file, plan.log) == (str(tmp_path / "supervisor.json"), log)
     assert plan.stop_timeout > 7
+
+
+def test_with_interception_only_the_supervisor_keeps_its_capabilities() -> None:
+    plan = launch_plan(Config(dns=DnsConfig(intercept=("10.96.0.10",), workers=2)), ARGUMENTS)
+    assert plan.interception == InterceptionPlan(("10.96.0.10",), "dns")
+    agent, *workers = plan.roles
+    assert agent.privileges == Privileges()
+    bind = {"NET_BIND_SERVICE"} if Capability.NET_BIND_SERVICE in permitted_capabilities() else set()
+    assert [set(role.privileges.capabilities or ()) for role in workers] == [bind, bind]
+    assert all(role.privileges.capabilities is not None for role in workers)
+
+
+@pytest.mark.parametrize("dns", [DnsConfig(), DnsConfig(enabled=False, intercept=("10.96.0.10",))])
+def test_without_workers_that_intercept_there_is_no_interception(dns: DnsConfig) -> None:
+    plan = launch_plan(Config(dns=dns), ARGUMENTS)
+    assert plan.interception is None
+    assert {role.privileges for role in plan.roles} == {Privileges()}
 
 
 def test_the_plan_survives_the_change_of_program(tmp_path: Path) -> None:
