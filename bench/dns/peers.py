@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 READY_TIMEOUT = 180.0
 """Seconds that a server may take until it knows everything."""
 SERVER_PRIORITY = 10
-"""Of a server that does not share its core (SCHED_RR)."""
+"""Of what goes before others (SCHED_RR)."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,7 +57,7 @@ class Server:
     def __enter__(self) -> Self:
         self.process.start()
         self.wait(self.is_ready, self.process)
-        for task in self._tasks():  # Knot chooses cores for its threads
+        for task in _tasks(self.pid):  # Knot chooses cores for its threads
             os.sched_setaffinity(task, {self.core})
         return self
 
@@ -75,12 +75,8 @@ class Server:
         return sum(map(int, fields[11:13])) / TICKS
 
     def urge(self) -> None:
-        """Have its core to itself, whatever else the machine does: latencies are then of its own making."""
-        for task in self._tasks():
-            os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(SERVER_PRIORITY))
-
-    def _tasks(self) -> list[int]:
-        return [int(task.name) for task in Path(f"/proc/{self.pid}/task").iterdir()]
+        """Have it go before whatever else the machine does: latencies are then of its own making."""
+        urge(self.pid)
 
     def _process(self, name: str, *command: str) -> Process:
         pinned = ["taskset", "--cpu-list", str(self.core), "env", *self.environment, *command]
@@ -285,6 +281,16 @@ def ask(port: int, name: str) -> set[str]:
         sock.send(dnslib.DNSRecord.question(name).pack())
         return {str(record.rdata) for record in dnslib.DNSRecord.parse(sock.recv(4096)).rr}
     return set()
+
+
+def urge(pid: int) -> None:
+    """Have a process, and the threads and children that it will have, go before others."""
+    for task in _tasks(pid):
+        os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(SERVER_PRIORITY))
+
+
+def _tasks(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def free_port() -> int:
