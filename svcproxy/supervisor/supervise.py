@@ -17,9 +17,10 @@ from pathlib import Path
 import msgspec
 
 from svcproxy.process.child import LaunchError, launch
+from svcproxy.process.descriptor_store import STORE_VARIABLE, DescriptorStore
 from svcproxy.process.logs import configure
 from svcproxy.process.supervision import LaunchPlan, RoleState, RoleStatus, remove_status, write_status
-from svcproxy.supervisor.core import USAGE, Send, Start, Supervision
+from svcproxy.supervisor.core import USAGE, Forget, Send, Start, Supervision
 
 log = logging.getLogger("svcproxy.supervisor")
 
@@ -35,6 +36,7 @@ class Supervisor:
         self._epoch = time.time() - time.monotonic()
         self._status_file = Path(plan.status_file)
         self._written: tuple[RoleStatus, ...] = ()
+        self._stores = {number: DescriptorStore.make() for number, role in enumerate(plan.roles) if role.keeps_sockets}
 
     def run(self) -> int:
         """Keep everything running until told to stop, or until a role cannot be run. Returns the exit code."""
@@ -55,6 +57,8 @@ class Supervisor:
             match command:
                 case Start(number):
                     self._start(number)
+                case Forget(number):
+                    self._stores[number].clear()
                 case Send(number, pid, what):
                     if what is signal.SIGKILL:
                         log.warning("role does not end, killing it", extra=self._facts(number, pid))
@@ -64,8 +68,12 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         plan = self._plan.roles[number]
+        inherited = self._stores[number].descriptors if number in self._stores else ()
+        environment = os.environ | plan.environment
+        if inherited:
+            environment[STORE_VARIABLE] = ",".join(map(str, inherited))
         try:
-            pid = launch(plan.argv, os.environ | plan.environment, plan.privileges)
+            pid = launch(plan.argv, environment, plan.privileges, inherited)
         except LaunchError as exc:
             log.error("role cannot be started", extra={"object": plan.name, "cause": str(exc)})  # noqa: TRY400  # it says all
             self._core.not_started(number, str(exc), time.monotonic())
