@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from svcproxy.config import DnsConfig
 from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
+from svcproxy_dns.admission import Refusal, TcpLimits
 from svcproxy_dns.answers import Answers
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.contents import Schema
@@ -21,7 +22,6 @@ from svcproxy_dns.listeners import parse_listen
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
-from svcproxy_dns.tcp import TcpLimits
 from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
@@ -53,8 +53,11 @@ class DnsStatistics:
     kept_octets: int
     """Estimate of the memory that they take."""
     connections: int
-    connections_refused: int
+    connections_refused: dict[Refusal, int]
+    connections_displaced: int
     connections_expired: int
+    receive_drops: int
+    """Queries over UDP for which there was no room, since the sockets were bound."""
     forward: ForwardStatistics | None
     """What concerns other names; None if they are refused."""
 
@@ -176,7 +179,9 @@ class DnsWorker:
             kept_octets=self._rendered.octets,
             connections=self._server.connections,
             connections_refused=self._server.refused,
+            connections_displaced=self._server.displaced,
             connections_expired=self._server.expired,
+            receive_drops=self._server.receive_drops(),
             forward=self._forwarder.statistics() if self._forwarder is not None else None,
         )
 
