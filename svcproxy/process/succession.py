@@ -7,7 +7,8 @@ when the lock becomes free, which happens when its holder dies or ends. So the n
 never take turns, and a new instance that crashes leaves the node to the old one.
 
 Where a supervisor gives a descriptor store, the lock and the sockets are in it while this instance serves: a process
-that is killed, or ends to be started again, is followed by one that goes on with them, and no stand-by comes between.
+that is killed, fails, or ends to be started again is followed by one that goes on with them, and no stand-by comes
+between.
 """
 
 import asyncio
@@ -74,7 +75,7 @@ class Succession:
         self._store = store
         self._left: dict[str, socket] = {}
         """The sockets of the process before this one."""
-        self._restarts = False
+        self._retires = False
 
     def resume(self) -> bool:
         """Take up what an earlier process of this instance has left in the store; whether it served when it ended.
@@ -91,12 +92,13 @@ class Succession:
         self._left = dict(_sockets(found))
         return True
 
-    def restart_follows(self) -> None:
-        """When `run` is cancelled, leave what is in the store to the process that comes next."""
-        self._restarts = True
+    def retire(self) -> None:
+        """Leave nothing in the store when `run` ends: this instance ends for good."""
+        self._retires = True
 
     async def run(self, warm: asyncio.Event, make_tenant: Callable[[], Tenant]) -> None:
-        """Serve whenever it is this instance's turn, until cancelled; then the lock is free.
+        """Serve whenever it is this instance's turn, until cancelled. Then the lock is free, or, if there is a store,
+        in it: see `retire`.
 
         `warm`: when this instance knows enough to serve. `make_tenant` gives one for each turn.
         """
@@ -113,10 +115,10 @@ class Succession:
                 await self._give_way()
                 tenant = None
         finally:
-            if self._restarts and self._store is not None:
-                self._lock.leave()
-            else:
+            if self._retires or self._store is None:
                 self._let_go()
+            else:
+                self._lock.leave()
 
     def _let_go(self) -> None:
         if self._store is not None:

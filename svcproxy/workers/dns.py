@@ -168,10 +168,10 @@ class DnsRole:
     def _drain_timeout(self, succession: Succession) -> float:
         """Seconds for clients to get what they have asked for, now that the process ends."""
         timeout = self._life.config.shutdown_timeout
-        if self._store is None or self._life.exit_code != RESTART_WANTED:
-            return timeout
-        succession.restart_follows()
-        return min(timeout, RESTART_DRAIN_TIMEOUT)
+        if self._store is not None and self._life.exit_code == RESTART_WANTED:
+            return min(timeout, RESTART_DRAIN_TIMEOUT)
+        succession.retire()
+        return timeout
 
     # --- upstreams
 
