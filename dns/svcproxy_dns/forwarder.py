@@ -9,11 +9,11 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from svcproxy_dns.elsewhere import Alias, Deliver, Later
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, StoreStatistics, UpstreamStatistics
@@ -26,7 +26,7 @@ from svcproxy_dns.wire import Query
 log = logging.getLogger(__name__)
 
 TURN_BATCH = 8
-"""Replies and time-outs dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
+"""Replies, and time-outs, dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
 when many come at once."""
 SOCKETS_PER_QUESTION = 2
 """Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
@@ -36,12 +36,9 @@ _READ_OCTETS = 65536
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
 """Errors that are for want of something here."""
 
-Received = Callable[[bytes], None]
-Broke = Callable[[OSError], None]
-
 
 class _Turn:
-    """What is left to do in this turn of the loop."""
+    """How many time-outs may still be dealt with in this turn of the loop."""
 
     def __init__(self) -> None:
         self._left = TURN_BATCH
@@ -57,95 +54,118 @@ class _Turn:
         self._left = TURN_BATCH
 
 
-class _Channel(Protocol):
-    def close(self) -> None: ...
+class _Channel:
+    """One attempt's socket. Raises OSError if there is no sending or connecting."""
 
+    __slots__ = ("attempt", "flight", "socket")
 
-class _UdpChannel:
-    """One question over UDP. Raises OSError if it cannot be sent."""
-
-    def __init__(
-        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
-    ) -> None:
-        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
-        self._socket = _open(ask, socket.SOCK_DGRAM)
+    def __init__(self, flight: Flight, ask: Ask, kind: socket.SocketKind) -> None:
+        self.flight = flight
+        self.attempt = ask.attempt
+        family = socket.AF_INET6 if ":" in ask.upstream.host else socket.AF_INET
+        self.socket = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            self._socket.connect(_destination(ask.upstream))
-            self._socket.send(ask.message)
-            loop.add_reader(self._socket, self._read)
+            self._begin(ask)
         except OSError:
-            self._socket.close()
+            self.socket.close()
             raise
 
-    def _read(self) -> None:
-        if not self._turn.take():
-            return  # it stays readable
-        try:
-            message = self._socket.recv(DATAGRAM_OCTETS)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
-        self._received(message)
+    @property
+    def events(self) -> int:
+        """What to wait for."""
+        return select.EPOLLIN
 
-    def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+    def _begin(self, ask: Ask) -> None:
+        raise NotImplementedError
+
+    def proceed(self) -> bytes | None:
+        """Go on, for something has happened: a whole message if there is one. Raises OSError if it is over."""
+        raise NotImplementedError
 
 
-class _TcpChannel:
-    """One question over TCP. Raises OSError if there is no connecting."""
+class _UdpChannel(_Channel):
+    __slots__ = ()
 
-    def __init__(
-        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
-    ) -> None:
-        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
+    def _begin(self, ask: Ask) -> None:
+        self.socket.connect(_destination(ask.upstream))
+        self.socket.send(ask.message)
+
+    def proceed(self) -> bytes | None:
+        return self.socket.recv(DATAGRAM_OCTETS)
+
+
+class _TcpChannel(_Channel):
+    __slots__ = ("_reader", "_unsent")
+
+    def _begin(self, ask: Ask) -> None:
         self._unsent = frame(ask.message)
         self._reader = MessageReader()
-        self._socket = _open(ask, socket.SOCK_STREAM)
-        try:
-            code = self._socket.connect_ex(_destination(ask.upstream))
-            _require(code in {0, errno.EINPROGRESS}, code)
-            loop.add_writer(self._socket, self._write)
-        except OSError:
-            self._socket.close()
-            raise
+        code = self.socket.connect_ex(_destination(ask.upstream))
+        _require(code in {0, errno.EINPROGRESS}, code)
 
-    def _write(self) -> None:
-        try:
-            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    @property
+    def events(self) -> int:
+        return select.EPOLLOUT if self._unsent else select.EPOLLIN
+
+    def proceed(self) -> bytes | None:
+        if self._unsent:
+            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             _require(not code, code)
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
-        if not self._unsent:
-            self._loop.remove_writer(self._socket)
-            self._loop.add_reader(self._socket, self._read)
-
-    def _read(self) -> None:
-        if not self._turn.take():
-            return  # it stays readable
-        try:
-            octets = self._socket.recv(_READ_OCTETS)
-            _require(bool(octets), errno.ECONNRESET)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
+            self._unsent = self._unsent[self.socket.send(self._unsent) :]
+            return None
+        octets = self.socket.recv(_READ_OCTETS)
+        _require(bool(octets), errno.ECONNRESET)
         self._reader.feed(octets)
-        message = self._reader.next_message()
-        if message is not None:
-            self._received(message)
+        return self._reader.next_message()
+
+
+class _Sockets:
+    """Waits for all sockets towards upstreams. The loop sees one descriptor: what it does for each costs more."""
+
+    def __init__(self, happened: Callable[[_Channel], None]) -> None:
+        """`happened`: called when something has, at most `TURN_BATCH` times in one turn of the loop."""
+        self._happened = happened
+        self._epoll: select.epoll | None = None
+        self._channels: dict[int, _Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def add(self, channel: _Channel) -> None:
+        """Wait for a channel, see `happened`."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._poll)
+        descriptor = channel.socket.fileno()
+        self._channels[descriptor] = channel
+        self._epoll.register(descriptor, channel.events)
+
+    def renew(self, channel: _Channel) -> None:
+        """Another thing is to be waited for."""
+        if self._epoll is not None:
+            self._epoll.modify(channel.socket.fileno(), channel.events)
+
+    def remove(self, channel: _Channel) -> None:
+        """Close a channel; the kernel then waits for it no longer (epoll(7))."""
+        del self._channels[channel.socket.fileno()]
+        channel.socket.close()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
+        """Close all."""
+        for channel in list(self._channels.values()):
+            self.remove(channel)
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _poll(self) -> None:
+        if self._epoll is None:
+            return
+        for descriptor, _ in self._epoll.poll(0, TURN_BATCH):
+            channel = self._channels.get(descriptor)
+            if channel is not None:
+                self._happened(channel)
 
 
 def _require(condition: bool, code: int) -> None:
@@ -159,11 +179,6 @@ def _destination(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, i
     if upstream.zone:
         return upstream.host, upstream.port, 0, socket.if_nametoindex(upstream.zone)
     return upstream.host, upstream.port
-
-
-def _open(ask: Ask, kind: socket.SocketKind) -> socket.socket:
-    family = socket.AF_INET6 if ":" in ask.upstream.host else socket.AF_INET
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
 class _Pending:
@@ -190,8 +205,8 @@ class Forwarder:
         """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
         self.resolver = resolver
         self._sockets_max = sockets_max
+        self._sockets = _Sockets(self._proceed)
         self._turn = _Turn()
-        self._sockets = 0
         self._reply_times = reply_times
         self._opened: dict[tuple[str, str], int] = {}
         self._clock = clock
@@ -204,7 +219,10 @@ class Forwarder:
     def resolve(self, query: Query, ident: bytes, transport: int, aliases: Sequence[Alias] = ()) -> bytes | Later:
         """See `Elsewhere`."""
         found = self.resolver.lookup(query, ident, transport, aliases, self._clock())
-        return found if isinstance(found, bytes) else _Pending(self, found)
+        if isinstance(found, bytes):
+            self.resolver.counts.at_hand += 1
+            return found
+        return _Pending(self, found)
 
     def begin(self, waiting: Waiting, client: str, deliver: Deliver) -> None:
         """See `Later`."""
@@ -228,6 +246,7 @@ class Forwarder:
             self._loop_check.cancel()
         for flight in list(self._channels):
             self._land(flight)
+        self._sockets.close()
 
     def statistics(self) -> ForwardStatistics:
         """What has been counted."""
@@ -282,10 +301,10 @@ class Forwarder:
             if isinstance(step, Drop):
                 channel = channels.pop(step.attempt, None)
                 if channel is not None:
-                    self._close(channel)
+                    self._sockets.remove(channel)
                 continue
             try:
-                channels[step.attempt] = self._channel(flight, step)
+                channels[step.attempt] = self._open(flight, step)
             except OSError as exc:
                 pending += self.resolver.failed(flight, step.attempt, self._clock(), ours=exc.errno in _OURS)
         if flight.over:
@@ -293,25 +312,33 @@ class Forwarder:
         else:
             self._wake_later(flight)
 
-    def _channel(self, flight: Flight, ask: Ask) -> _Channel:
-        def received(message: bytes) -> None:
-            self._carry_out(flight, self.resolver.received(flight, ask.attempt, message, self._clock()))
-
-        def broke(exc: OSError) -> None:
-            ours = exc.errno in _OURS
-            self._carry_out(flight, self.resolver.failed(flight, ask.attempt, self._clock(), ours=ours))
-
-        _require(self._sockets < self._sockets_max, errno.EMFILE)
-        loop = asyncio.get_running_loop()
+    def _open(self, flight: Flight, ask: Ask) -> _Channel:
+        _require(len(self._sockets) < self._sockets_max, errno.EMFILE)
         opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
         self._opened[opened] = self._opened.get(opened, 0) + 1
-        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, self._turn, received, broke)
-        self._sockets += 1
+        if ask.tcp:
+            channel: _Channel = _TcpChannel(flight, ask, socket.SOCK_STREAM)
+        else:
+            channel = _UdpChannel(flight, ask, socket.SOCK_DGRAM)
+        self._sockets.add(channel)
         return channel
 
-    def _close(self, channel: _Channel) -> None:
-        self._sockets -= 1
-        channel.close()
+    def _proceed(self, channel: _Channel) -> None:
+        flight, attempt = channel.flight, channel.attempt
+        awaited = channel.events
+        try:
+            message = channel.proceed()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            steps = self.resolver.failed(flight, attempt, self._clock(), ours=exc.errno in _OURS)
+        else:
+            if message is None:
+                if channel.events != awaited:
+                    self._sockets.renew(channel)
+                return
+            steps = self.resolver.received(flight, attempt, message, self._clock())
+        self._carry_out(flight, steps)
 
     def _wake_later(self, flight: Flight) -> None:
         timer = self._timers.pop(flight, None)
@@ -331,4 +358,4 @@ class Forwarder:
         if timer is not None:
             timer.cancel()
         for channel in self._channels.pop(flight, {}).values():
-            self._close(channel)
+            self._sockets.remove(channel)

@@ -30,6 +30,7 @@ PLAIN_PERIOD = 900.0
 PAYLOAD_OCTETS = 1232
 """What we take over UDP: it fits every path without fragments."""
 
+_KEY = struct.Struct(">2HB")
 _BROKEN = frozenset({Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS})
 """What may come of EDNS from those who do not know it (RFC 6891 §7)."""
 
@@ -57,7 +58,12 @@ class Question:
     @property
     def key(self) -> bytes:
         """What tells responses apart."""
-        return self.name + struct.pack(">2HB", self.qtype, self.qclass, self.dnssec_ok | self.checking_disabled << 1)
+        return key_of(self.name, self.qtype, self.qclass, self.dnssec_ok, self.checking_disabled)
+
+
+def key_of(name: bytes, qtype: int, qclass: int, dnssec_ok: bool, checking_disabled: bool) -> bytes:
+    """`Question.key` of a question that has not been made."""
+    return name + _KEY.pack(qtype, qclass, dnssec_ok | checking_disabled << 1)
 
 
 @dataclass(frozen=True, slots=True)

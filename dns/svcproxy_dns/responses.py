@@ -24,6 +24,7 @@ from svcproxy_dns.wire import (
     Query,
     Rcode,
     RRType,
+    encode_label,
     encode_labels,
     encode_pointer,
     encode_record,
@@ -90,19 +91,29 @@ class Responses:
             if ipv6:
                 additionals += ipv6.owned_by(owner)
         else:
-            targets = service.targets(name.port, name.endpoints)
-            room = NAME_MAX_OCTETS - len(spelled)
-            answers = [
-                _srv(ttl, targets.weight, port, encode_labels((label,)) + spelled)
-                for port, label in targets.ports
-                if len(label) < room
-            ]
-            additionals = [
-                _address(encode_labels((label,)) + owner, ip, ttl)
-                for label, ip in targets.addresses
-                if len(label) < room
-            ]
+            answers, additionals = self._targets(service, name, spelled, owner)
         return _answer(query, answers, additionals) if answers else None
+
+    def _targets(
+        self, service: ServiceNames, name: Name, spelled: bytes, owner: bytes
+    ) -> tuple[list[bytes], list[bytes]]:
+        """SRV and address records of endpoints. `spelled`, `owner`: the Service's name as a target and as an owner."""
+        ttl = self._zone.ttl
+        targets = service.targets(name.port, name.endpoints)
+        sets = self._zone.service_addresses(service) if service.follows_endpoints else None
+        room = NAME_MAX_OCTETS - len(spelled)
+        answers = [
+            _srv(ttl, targets.weight, port, encode_label(label) + spelled)
+            for port, label in targets.ports
+            if len(label) < room
+        ]
+        additionals = []
+        for label, ip in targets.addresses:
+            if len(label) < room:
+                known = sets[":" in ip].after_owner(ip) if sets is not None else None
+                at = encode_label(label) + owner
+                additionals.append(at + known if known is not None else _address(at, ip, ttl))
+        return answers, additionals
 
     def _pointers(self, query: Query, pointers: Iterable[tuple[str, ...]]) -> bytes | Answer:
         targets = [encode_labels(labels) + self._primary.wire for labels in pointers]

@@ -12,7 +12,9 @@ from contextlib import suppress
 
 from svcproxy_dns.admission import Refusal, TcpLimits
 from svcproxy_dns.listeners import receive_drops
+from svcproxy_dns.panics import Panics
 from svcproxy_dns.tcp import TcpListener, TcpState
+from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond, UdpListener
 
 _DEFAULT_LIMITS = TcpLimits()
@@ -21,9 +23,20 @@ _DEFAULT_LIMITS = TcpLimits()
 class DnsServer:
     """Owns the sockets from now on. Every method is for the loop that `start` ran on."""
 
-    def __init__(self, respond: Respond, sockets: Sequence[socket.socket], limits: TcpLimits = _DEFAULT_LIMITS) -> None:
-        self._tcp = TcpState(respond, limits)
-        self._udp_listeners = [UdpListener(sock, respond) for sock in sockets if sock.type == socket.SOCK_DGRAM]
+    def __init__(
+        self,
+        respond: Respond,
+        sockets: Sequence[socket.socket],
+        limits: TcpLimits = _DEFAULT_LIMITS,
+        traffic: Traffic | None = None,
+        panics: Panics | None = None,
+    ) -> None:
+        """`traffic`, `panics`: where to count, if somebody wants to know."""
+        traffic, panics = traffic or Traffic(), panics or Panics()
+        self._tcp = TcpState(respond, limits, traffic, panics)
+        self._udp_listeners = [
+            UdpListener(sock, respond, traffic, panics) for sock in sockets if sock.type == socket.SOCK_DGRAM
+        ]
         self._tcp_listeners = [TcpListener(sock, self._tcp) for sock in sockets if sock.type == socket.SOCK_STREAM]
 
     def sockets(self) -> list[socket.socket]:

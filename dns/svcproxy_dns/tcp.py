@@ -7,11 +7,16 @@ nothing. Clients take turns, so that one with many queries or connections keeps 
 
 import asyncio
 import socket
+import time
+from functools import partial
 from typing import cast
 
 from svcproxy_dns.admission import Admission, Refusal, TcpLimits
+from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.listeners import TCP_BACKLOG, transport_of
+from svcproxy_dns.panics import Panics
+from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.turns import Turns
 from svcproxy_dns.udp import Respond
 
@@ -32,9 +37,11 @@ UNREAD_MAX = 256 << 10
 class TcpState:
     """What the connections of one server share."""
 
-    def __init__(self, respond: Respond, limits: TcpLimits) -> None:
+    def __init__(self, respond: Respond, limits: TcpLimits, traffic: Traffic, panics: Panics) -> None:
         self.respond = respond
         self.limits = limits
+        self.traffic = traffic
+        self.panics = panics
         self.connections: set[TcpConnection] = set()
         self.idle: dict[TcpConnection, None] = {}
         """Those of them that have nothing to be answered, the longest idle first."""
@@ -194,7 +201,7 @@ class TcpConnection(asyncio.BufferedProtocol):
             message = self._reader.next_message()
             if message is None:
                 break
-            response = self._state.respond(message, self._number)
+            response = self._respond(message)
             cost += 1
             if isinstance(response, bytes):
                 responses.append(frame(response))
@@ -202,7 +209,7 @@ class TcpConnection(asyncio.BufferedProtocol):
                 self._waiting += 1
                 cost += LATER_COST
                 answered = True
-                response.begin(self._client, self._deliver)
+                response.begin(self._client, partial(self._deliver, time.perf_counter()))
         if responses:
             answered = True
             self._transport.write(b"".join(responses))
@@ -210,9 +217,21 @@ class TcpConnection(asyncio.BufferedProtocol):
             self._go_on(answered=answered)
         return cost
 
-    def _deliver(self, response: bytes) -> None:
-        """Write a response that has been found out."""
+    def _respond(self, message: bytes) -> bytes | Later | None:
+        began, elsewhere = time.perf_counter(), self._state.traffic.elsewhere
+        at_hand = elsewhere.at_hand
+        try:
+            response = self._state.respond(message, self._number)
+        except Exception:  # noqa: BLE001  # the way of one query ends here, not the connection's
+            response = self._state.panics.response(message)
+        if isinstance(response, bytes):
+            self._state.traffic.took(time.perf_counter() - began, 1, elsewhere.at_hand - at_hand)
+        return response
+
+    def _deliver(self, began: float, response: bytes) -> None:
+        """Write a response that has been found out for a query that was read when it `began`."""
         self._waiting -= 1
+        self._state.traffic.elsewhere.durations.observe(time.perf_counter() - began)
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() > UNREAD_MAX:

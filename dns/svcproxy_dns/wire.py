@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 HEADER_OCTETS = 12
+ID_OCTETS = 2
 UDP_DEFAULT_OCTETS = 512
 """What any client takes over UDP (RFC 1035 §4.2.1); a smaller EDNS payload size means this one (RFC 6891 §6.2.3)."""
 UDP_MAX_OCTETS = 4096
@@ -75,6 +76,7 @@ class Query:
         "flags",
         "labels",
         "lower",
+        "octets",
         "opt_payload",
         "plain",
         "qclass",
@@ -91,6 +93,8 @@ class Query:
         """Lower case, without the root. An octet above 127 is the Latin-1 character, which no name of ours has."""
         self.qtype = qtype
         self.qclass = qclass
+        self.octets = 0
+        """Of the message."""
         self.opt_payload: int | None = None
         """The EDNS payload size as asked; None without an OPT."""
         self.edns_version = 0
@@ -98,7 +102,7 @@ class Query:
         self.lower = False
         """Whether the name is spelled in lower case."""
         self.plain = False
-        """Whether the message is nothing but lower-case question and OPT without options: worth remembering."""
+        """Whether the message is nothing but lower-case question and OPT, of any options: worth remembering."""
 
     @property
     def udp_limit(self) -> int:
@@ -152,14 +156,23 @@ def parse_query(message: bytes) -> Query | Rcode | None:
         read = _read_records(query, message, end, (answers, authorities, additional))
         if not read:
             return Rcode.FORMERR
-        plain = plain and read == end + OPT_OCTETS and query.opt_payload is not None
+        plain = plain and additional == 1 and not answers and not authorities and query.opt_payload is not None
         end = read
-    query.plain = plain and end == len(message)
+    query.octets = len(message)
+    query.plain = plain and end == query.octets
     return query
 
 
 OPT_OCTETS = 11
 """An OPT record without options."""
+OPT_FRONT_OCTETS = 9
+"""What of it comes before the length of the options."""
+
+
+def options_end(message: bytes, start: int) -> int:
+    """Where the OPT ends that starts there; 0 if it is cut within `OPT_OCTETS`."""
+    end = start + OPT_OCTETS
+    return end + int.from_bytes(message[end - 2 : end], "big") if end <= len(message) else 0
 
 
 def _read_labels(octets: bytes) -> tuple[list[str] | None, int]:
@@ -223,6 +236,14 @@ def header_only(message: bytes, rcode: Rcode) -> bytes:
 def front(flags: int, question: bytes, answers: int, authorities: int, additionals: int) -> bytes:
     """Header after the ID, and question. `additionals` counts the OPT."""
     return _AFTER_ID.pack(flags, 1, answers, authorities, additionals) + question
+
+
+_LENGTHS = [bytes((length,)) for length in range(LABEL_MAX_OCTETS + 1)]
+
+
+def encode_label(label: str) -> bytes:
+    """One label on the wire, see `encode_labels`."""
+    return _LENGTHS[len(label)] + label.encode("latin-1")
 
 
 def encode_labels(labels: Iterable[str]) -> bytes:

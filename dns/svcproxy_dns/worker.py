@@ -19,9 +19,11 @@ from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
+from svcproxy_dns.panics import Panics
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
+from svcproxy_dns.traffic import Counts, Traffic
 from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
@@ -58,6 +60,9 @@ class DnsStatistics:
     connections_expired: int
     receive_drops: int
     """Queries over UDP for which there was no room, since the sockets were bound."""
+    traffic: Traffic
+    panics: int
+    """Queries that could not be answered for a fault of the worker's own, and got SERVFAIL."""
     forward: ForwardStatistics | None
     """What concerns other names; None if they are refused."""
 
@@ -119,10 +124,13 @@ class DnsWorker:
         self._stubs = config.stub_domains
         self._forwarder = forwarder_of(config)
         self.answers = Answers(self._zone, Domains(config.zones), self._rendered, int(clock()), self._forwarder)
+        resolved = self._forwarder.resolver.counts if self._forwarder is not None else Counts()
+        self._traffic = Traffic(self.answers.counts, resolved)
+        self._panics = Panics()
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
-        self._server = DnsServer(self.answers.respond, (), limits)
+        self._server = DnsServer(self.answers.respond, (), limits, self._traffic, self._panics)
 
     @property
     def synced(self) -> bool:
@@ -131,7 +139,7 @@ class DnsWorker:
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
-        self._server = DnsServer(self.answers.respond, sockets, self._limits)
+        self._server = DnsServer(self.answers.respond, sockets, self._limits, self._traffic, self._panics)
         await self._server.start()
 
     def use_upstreams(self, upstreams: Sequence[str] | None) -> None:
@@ -182,6 +190,8 @@ class DnsWorker:
             connections_displaced=self._server.displaced,
             connections_expired=self._server.expired,
             receive_drops=self._server.receive_drops(),
+            traffic=self._traffic,
+            panics=self._panics.count,
             forward=self._forwarder.statistics() if self._forwarder is not None else None,
         )
 

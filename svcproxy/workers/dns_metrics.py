@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from svcproxy import __version__
 from svcproxy.config import DnsConfig
 from svcproxy.workers.dns_forward_metrics import forward_metrics
+from svcproxy.workers.dns_traffic_metrics import traffic_metrics
 from svcproxy_dns.worker import DnsStatistics
 
 _TRANSPORTS = (("udp", "1"), ("udp", "2"), ("tcp", "1"), ("tcp", "2"))
@@ -46,6 +47,10 @@ class _Collector(Collector):
         """See `Collector`."""
         now = self._statistics()
         yield from self._traffic(now)
+        zones = {self._zone: now.traffic.zones}
+        if now.forward is not None:
+            zones["."] = now.traffic.elsewhere
+        yield from traffic_metrics(zones, self._server)
         if now.forward is not None:
             yield from forward_metrics(now.forward, [self._server, ".", ""])
         info = GaugeMetricFamily("coredns_build_info", "Always 1.", labels=["version", "revision", "goversion"])
