@@ -54,7 +54,7 @@ class TcpState:
         self.expired = 0
         """Connections closed because the client was too slow, or idle."""
         self.draining = False
-        """Whether a connection ends once it has nothing left to answer."""
+        """Whether a connection ends once it has nothing left to answer, see `TcpConnection.close_when_idle`."""
         self.buffer = memoryview(bytearray(READ_OCTETS))
         """What has just been read on one of them."""
         self._admission = Admission(limits)
@@ -122,6 +122,8 @@ class TcpConnection(asyncio.BufferedProtocol):
         """Whether the client does not read."""
         self._waiting = 0
         """Queries whose response is being found out."""
+        self._fresh = True
+        """Whether no message has come yet: the first is on its way."""
         self._ended = False
         """Whether the client has sent its last octet."""
 
@@ -180,7 +182,10 @@ class TcpConnection(asyncio.BufferedProtocol):
             self._go_on(answered=True)
 
     def close_when_idle(self) -> None:
-        """Close now if everything that was asked has been answered, else after it has been."""
+        """Close now if everything that was asked has been answered, else after it has been.
+
+        A connection on which nothing has been asked yet is closed after its first query.
+        """
         self._close_if_done()
 
     def abort(self) -> None:
@@ -201,6 +206,7 @@ class TcpConnection(asyncio.BufferedProtocol):
             message = self._reader.next_message()
             if message is None:
                 break
+            self._fresh = False
             response = self._respond(message)
             cost += 1
             if isinstance(response, bytes):
@@ -274,7 +280,7 @@ class TcpConnection(asyncio.BufferedProtocol):
     def _close_if_done(self) -> None:
         if self._transport is None or self._queued or self._blocked or self._waiting:
             return
-        if self._ended or (self._state.draining and not self._reader.pending):
+        if self._ended or (self._state.draining and not self._fresh and not self._reader.pending):
             self._transport.close()
 
     def _leave(self) -> None:

@@ -255,9 +255,11 @@ async def test_a_client_that_does_not_read_is_closed_and_blocks_nobody() -> None
 async def test_drain_closes_what_is_answered_and_waits_for_the_rest() -> None:
     async with (
         serving(echo) as (server, host, port),
-        connected(host, port) as (idle, _),
+        connected(host, port) as (idle, asker),
         connected(host, port) as (reader, writer),
     ):
+        asker.write(frame(b"first"))
+        await read_message(idle)
         writer.write(frame(b"first") + frame(b"second")[:3])
         await read_message(reader)
         async with asyncio.TaskGroup() as group:
@@ -267,6 +269,24 @@ async def test_drain_closes_what_is_answered_and_waits_for_the_rest() -> None:
             writer.write(frame(b"second")[3:])
             assert (await read_message(reader))[:-1] == b"second"
             assert await reader.read() == b""
+        assert server.connections == 0
+
+
+async def test_drain_answers_the_first_query_of_a_connection_that_has_just_come() -> None:
+    async with (
+        serving(echo) as (server, host, port),
+        connected(host, port) as (reader, writer),
+        connected(host, port) as (idle, asker),
+    ):
+        asker.write(frame(b"first"))
+        await read_message(idle)
+        async with asyncio.TaskGroup() as group:
+            draining = group.create_task(server.drain(5), name="drain")
+            assert await idle.read() == b""
+            writer.write(frame(b"only"))
+            assert (await read_message(reader))[:-1] == b"only"
+            assert await reader.read() == b""
+            await draining
         assert server.connections == 0
 
 

@@ -89,12 +89,16 @@ def _stream_seeds() -> Iterator[bytes]:
         yield bytes((3, 1, 20, 40)) + frame(first) + frame(b"") + frame(second)
 
 
+@cache
+def _asked(qtype: str) -> Query:
+    query = parse_query(dns.message.make_query("www.example.com", qtype, use_edns=0, payload=1232).to_wire())
+    assert isinstance(query, Query)
+    return query
+
+
 def _reply(octets: bytes) -> None:
     if octets:
-        qtype = QTYPES[octets[0] % len(QTYPES)]
-        query = parse_query(dns.message.make_query("www.example.com", qtype, use_edns=0, payload=1232).to_wire())
-        assert isinstance(query, Query)
-        check_reply(octets[1:], query, dnssec=bool(octets[0] & 0x80))
+        check_reply(octets[1:], _asked(QTYPES[octets[0] % len(QTYPES)]), dnssec=bool(octets[0] & 0x80))
 
 
 def _reply_seeds() -> Iterator[bytes]:
