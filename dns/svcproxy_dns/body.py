@@ -144,6 +144,8 @@ class Body:
 
 def _ring(answers: Sequence[Record], writer: "_Writer") -> tuple[int, int, int] | None:
     """Where the addresses begin, octets of each, and how many: the last ones of one type, equally long."""
+    if len(answers) < 2:
+        return None
     kinds = [record.rrtype for record in answers]
     kind = next((each for each in kinds if each in _ADDRESS_OCTETS), None)
     if kind is None:

@@ -1,38 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets towards upstreams: carries out what the resolver decides. A shell.
-
-Each attempt has a socket of its own, connected to the upstream, so that the kernel draws its port at random and lets in
-nothing that comes from elsewhere.
-"""
+"""Asks upstreams: carries out what the resolver decides. A shell."""
 
 import asyncio
 import errno
 import logging
-import os
-import select
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from svcproxy_dns.channels import TURN_BATCH, Channel, Sockets, open_channel, require
 from svcproxy_dns.elsewhere import Alias, Deliver, Later
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, StoreStatistics, UpstreamStatistics
 from svcproxy_dns.forwarding import Ask, Drop
-from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.resolver import LOOP_CHECK_INTERVAL, Flight, Resolver, Steps, Waiting
-from svcproxy_dns.upstreams import Upstream
 from svcproxy_dns.wire import Query
 
 log = logging.getLogger(__name__)
 
-TURN_BATCH = 8
-"""Replies, and time-outs, dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
-when many come at once."""
 SOCKETS_PER_QUESTION = 2
 """Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
-DATAGRAM_OCTETS = 4096
-"""Read of one datagram; we allow upstreams less, and what is cut is asked for again over TCP."""
-_READ_OCTETS = 65536
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
 """Errors that are for want of something here."""
 
@@ -52,133 +38,6 @@ class _Turn:
 
     def _renew(self) -> None:
         self._left = TURN_BATCH
-
-
-class _Channel:
-    """One attempt's socket. Raises OSError if there is no sending or connecting."""
-
-    __slots__ = ("attempt", "flight", "socket")
-
-    def __init__(self, flight: Flight, ask: Ask, kind: socket.SocketKind) -> None:
-        self.flight = flight
-        self.attempt = ask.attempt
-        family = socket.AF_INET6 if ":" in ask.upstream.host else socket.AF_INET
-        self.socket = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            self._begin(ask)
-        except OSError:
-            self.socket.close()
-            raise
-
-    @property
-    def events(self) -> int:
-        """What to wait for."""
-        return select.EPOLLIN
-
-    def _begin(self, ask: Ask) -> None:
-        raise NotImplementedError
-
-    def proceed(self) -> bytes | None:
-        """Go on, for something has happened: a whole message if there is one. Raises OSError if it is over."""
-        raise NotImplementedError
-
-
-class _UdpChannel(_Channel):
-    __slots__ = ()
-
-    def _begin(self, ask: Ask) -> None:
-        self.socket.connect(_destination(ask.upstream))
-        self.socket.send(ask.message)
-
-    def proceed(self) -> bytes | None:
-        return self.socket.recv(DATAGRAM_OCTETS)
-
-
-class _TcpChannel(_Channel):
-    __slots__ = ("_reader", "_unsent")
-
-    def _begin(self, ask: Ask) -> None:
-        self._unsent = frame(ask.message)
-        self._reader = MessageReader()
-        code = self.socket.connect_ex(_destination(ask.upstream))
-        _require(code in {0, errno.EINPROGRESS}, code)
-
-    @property
-    def events(self) -> int:
-        return select.EPOLLOUT if self._unsent else select.EPOLLIN
-
-    def proceed(self) -> bytes | None:
-        if self._unsent:
-            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            _require(not code, code)
-            self._unsent = self._unsent[self.socket.send(self._unsent) :]
-            return None
-        octets = self.socket.recv(_READ_OCTETS)
-        _require(bool(octets), errno.ECONNRESET)
-        self._reader.feed(octets)
-        return self._reader.next_message()
-
-
-class _Sockets:
-    """Waits for all sockets towards upstreams. The loop sees one descriptor: what it does for each costs more."""
-
-    def __init__(self, happened: Callable[[_Channel], None]) -> None:
-        """`happened`: called when something has, at most `TURN_BATCH` times in one turn of the loop."""
-        self._happened = happened
-        self._epoll: select.epoll | None = None
-        self._channels: dict[int, _Channel] = {}
-
-    def __len__(self) -> int:
-        return len(self._channels)
-
-    def add(self, channel: _Channel) -> None:
-        """Wait for a channel, see `happened`."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._poll)
-        descriptor = channel.socket.fileno()
-        self._channels[descriptor] = channel
-        self._epoll.register(descriptor, channel.events)
-
-    def renew(self, channel: _Channel) -> None:
-        """Another thing is to be waited for."""
-        if self._epoll is not None:
-            self._epoll.modify(channel.socket.fileno(), channel.events)
-
-    def remove(self, channel: _Channel) -> None:
-        """Close a channel; the kernel then waits for it no longer (epoll(7))."""
-        del self._channels[channel.socket.fileno()]
-        channel.socket.close()
-
-    def close(self) -> None:
-        """Close all."""
-        for channel in list(self._channels.values()):
-            self.remove(channel)
-        if self._epoll is not None:
-            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-            self._epoll.close()
-            self._epoll = None
-
-    def _poll(self) -> None:
-        if self._epoll is None:
-            return
-        for descriptor, _ in self._epoll.poll(0, TURN_BATCH):
-            channel = self._channels.get(descriptor)
-            if channel is not None:
-                self._happened(channel)
-
-
-def _require(condition: bool, code: int) -> None:
-    """Raise the OSError of that code unless it holds."""
-    if not condition:
-        raise OSError(code, os.strerror(code))
-
-
-def _destination(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, int]:
-    """Where an upstream is. Raises OSError if its interface does not exist."""
-    if upstream.zone:
-        return upstream.host, upstream.port, 0, socket.if_nametoindex(upstream.zone)
-    return upstream.host, upstream.port
 
 
 class _Pending:
@@ -205,12 +64,12 @@ class Forwarder:
         """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
         self.resolver = resolver
         self._sockets_max = sockets_max
-        self._sockets = _Sockets(self._proceed)
+        self._sockets = Sockets(self._proceed)
         self._turn = _Turn()
         self._reply_times = reply_times
         self._opened: dict[tuple[str, str], int] = {}
         self._clock = clock
-        self._channels: dict[Flight, dict[int, _Channel]] = {}
+        self._channels: dict[Flight, dict[int, Channel]] = {}
         self._timers: dict[Flight, asyncio.TimerHandle] = {}
         self._loop_check: asyncio.TimerHandle | None = None
         self._known_loops: set[str] = set()
@@ -312,18 +171,15 @@ class Forwarder:
         else:
             self._wake_later(flight)
 
-    def _open(self, flight: Flight, ask: Ask) -> _Channel:
-        _require(len(self._sockets) < self._sockets_max, errno.EMFILE)
+    def _open(self, flight: Flight, ask: Ask) -> Channel:
+        require(len(self._sockets) < self._sockets_max, errno.EMFILE)
         opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
         self._opened[opened] = self._opened.get(opened, 0) + 1
-        if ask.tcp:
-            channel: _Channel = _TcpChannel(flight, ask, socket.SOCK_STREAM)
-        else:
-            channel = _UdpChannel(flight, ask, socket.SOCK_DGRAM)
+        channel = open_channel(flight, ask)
         self._sockets.add(channel)
         return channel
 
-    def _proceed(self, channel: _Channel) -> None:
+    def _proceed(self, channel: Channel) -> None:
         flight, attempt = channel.flight, channel.attempt
         awaited = channel.events
         try:

@@ -194,7 +194,7 @@ class Exchange:
     def received(self, attempt: int, message: bytes, now: float) -> list[Ask | Drop]:
         """A message came on the socket of an attempt."""
         tried = self._attempts[attempt]
-        front = read_front(message)
+        front = read_front(message, tried.question)
         if self.outcome is not None or not tried.open:
             return []
         if front is None or front.ident != tried.ident:
@@ -225,7 +225,7 @@ class Exchange:
         if front.flags & TC:
             return self._again_over_tcp(attempt, now)
         try:
-            reply = read_reply(message)
+            reply = read_reply(message, front.question)
             if reply.rcode not in {Rcode.NOERROR, Rcode.NXDOMAIN}:
                 return self._refused(attempt, reply.rcode, now)
             relevant = select(reply, question.name, question.qtype, dnssec=question.dnssec_ok)

@@ -8,7 +8,16 @@ question does not lead to are left out (RFC 5452 §6, RFC 2181 §5.4.1).
 import struct
 from typing import NamedTuple
 
-from svcproxy_dns.wire import CLASS_IN, HEADER_OCTETS, LABEL_MAX_OCTETS, NAME_MAX_OCTETS, QR, Rcode, RRType
+from svcproxy_dns.wire import (
+    CLASS_IN,
+    HEADER_OCTETS,
+    LABEL_MAX_OCTETS,
+    NAME_MAX_OCTETS,
+    QR,
+    TYPE_CLASS_OCTETS,
+    Rcode,
+    RRType,
+)
 
 RECORDS_MAX = 4096
 """Records of one reply; one with more is refused."""
@@ -88,8 +97,11 @@ class Relevant(NamedTuple):
     """Neither an answer nor a denial: a referral, from something that does not resolve."""
 
 
-def read_front(message: bytes) -> Front | None:
-    """Header and question; None for what is no reply to anything."""
+def read_front(message: bytes, expected: bytes = b"") -> Front | None:
+    """Header and question; None for what is no reply to anything.
+
+    `expected`: the question that was asked; where it is there as it was sent, it need not be read.
+    """
     if len(message) < HEADER_OCTETS:
         return None
     ident, flags, questions, *_ = _HEADER.unpack_from(message)
@@ -97,6 +109,8 @@ def read_front(message: bytes) -> Front | None:
         return None
     if not questions:
         return Front(ident, flags, flags & 0xF, b"")
+    if expected and message.startswith(expected, HEADER_OCTETS):
+        return Front(ident, flags, flags & 0xF, expected)
     try:
         name, position = _Reader(message).name(HEADER_OCTETS)
     except Malformed:
@@ -106,15 +120,21 @@ def read_front(message: bytes) -> Front | None:
     return Front(ident, flags, flags & 0xF, name + message[position : position + 4])
 
 
-def read_reply(message: bytes) -> Reply:
-    """The records of a message whose front has been read. Raises `Malformed`."""
+def read_reply(message: bytes, question: bytes = b"") -> Reply:
+    """The records of a message whose front has been read. Raises `Malformed`.
+
+    `question`: with what the message begins after its header, if that is known.
+    """
     _, flags, questions, *counts = _HEADER.unpack_from(message)
     if sum(counts) > RECORDS_MAX:
         raise Malformed("too many records")
     reader = _Reader(message)
     position = HEADER_OCTETS
-    if questions:
-        position = reader.name(position)[1] + 4
+    if questions and question:
+        reader.know(position, question[:-TYPE_CLASS_OCTETS])
+        position += len(question)
+    elif questions:
+        position = reader.name(position)[1] + TYPE_CLASS_OCTETS
     rcode = flags & 0xF
     sections: list[list[Record]] = []
     for count in counts:
@@ -144,6 +164,10 @@ class _Reader:
     def __init__(self, message: bytes) -> None:
         self._message = message
         self._pointed: dict[int, bytes] = {}
+
+    def know(self, position: int, name: bytes) -> None:
+        """Where a whole name stands."""
+        self._pointed[position] = name
 
     def name(self, position: int) -> tuple[bytes, int]:
         """The name at `position`, uncompressed, and where it ends there. Raises `Malformed`."""
@@ -241,10 +265,7 @@ def select(reply: Reply, qname: bytes, qtype: int, *, dnssec: bool) -> Relevant:
     authorities = soas[:1] if denies else []
     if dnssec:
         authorities += [each for each in reply.authorities if each.rrtype in _DNSSEC]
-    mentioned = {name.lower() for each in answers if each.rrtype != RRType.CNAME for name in names_in(each)[1]}
-    additionals = [
-        each for each in reply.additionals if each.rrtype in {RRType.A, RRType.AAAA} and each.owner.lower() in mentioned
-    ]
+    additionals = _mentioned(answers, reply.additionals) if reply.additionals else []
     lame = (
         reply.rcode == Rcode.NOERROR
         and not answers
@@ -252,6 +273,12 @@ def select(reply: Reply, qname: bytes, qtype: int, *, dnssec: bool) -> Relevant:
         and any(each.rrtype == RRType.NS for each in reply.authorities)
     )
     return Relevant(reply.rcode, answers, authorities, additionals, _ttl(answers, authorities, denies), denies, lame)
+
+
+def _mentioned(answers: list[Record], additionals: list[Record]) -> list[Record]:
+    """The addresses of names that answers lead to."""
+    names = {name.lower() for each in answers if each.rrtype != RRType.CNAME for name in names_in(each)[1]}
+    return [each for each in additionals if each.rrtype in _SIZES and each.owner.lower() in names]
 
 
 def _chain(found: list[Record], name: bytes, qtype: int, *, dnssec: bool) -> tuple[list[Record], bytes, bool]:
