@@ -5,7 +5,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python -m
 PYTHON ?= python3
 
-.PHONY: help demo test check unit compiled e2e system format lint types imports bench lock clean binaries
+.PHONY: help demo test check unit compiled e2e system format lint types imports bench fuzz lock clean binaries
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -43,6 +43,13 @@ binaries:  ## Build what the tests run beside (CoreDNS, etcd, Kubernetes' progra
 
 system:  ## System packages that tests use: installed as root on Debian, else announced
 	@tools/system-packages
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(STAMP)  ## Fuzz what strangers send to DNS, for FUZZ_SECONDS in all (600)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
+	set -e; for target in query stream reply; do \
+	    $(RUN) tests.fuzz $$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -max_len=1500 -timeout=10; done
 
 bench: $(STAMP)  ## List the benchmarks
 	@ls -d bench/*/ && echo 'each has a README.md that says how to run it'

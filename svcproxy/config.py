@@ -269,7 +269,7 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttl: Annotated[int, Meta(ge=0, le=3600)] = 30
     """TTL of answers, 0 to 3600."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Processes that share the addresses."""
+    """Processes that share the addresses; as many as it says when `svcproxy dns` or `svcproxy run` is started."""
     pods: PodNames = PodNames.INSECURE
     """Names of Pods by address: none, any in an existing namespace, or those of Pods that run. `verified` watches all
     Pods, for which the agent's role must allow list and watch."""

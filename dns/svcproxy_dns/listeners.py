@@ -3,20 +3,25 @@
 
 import ipaddress
 import socket
+import struct
 from collections.abc import Collection, Sequence
 
 from svcproxy_dns.rendered import TCP
 
 UDP_RECEIVE_OCTETS = 4 << 20
-"""Asked of the kernel for queries that wait; it gives what `net.core.rmem_max` allows."""
+"""Asked of the kernel for queries that wait. Without CAP_NET_ADMIN it gives what `net.core.rmem_max` allows."""
 TCP_BACKLOG = 512
 """Connections that wait to be accepted."""
 PORT_ATTEMPTS = 16
 """Ports tried for port 0 until one is free for both UDP and TCP."""
 _IP_PKTINFO = 8
-"""`IP_PKTINFO` of Linux, which the socket module of Python 3.11 lacks."""
+"""`IP_PKTINFO` of Linux, which the socket module of Python 3.11 lacks, as it does the following."""
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
-"""Of Linux, which the socket module lacks as well."""
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("9I")
+_MEMINFO_DROPS = 8
+"""What `SO_MEMINFO` gives (Linux 4.12), and where in it datagrams are that found no room."""
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -75,7 +80,10 @@ def _bind(address: str, port: int, kind: socket.SocketKind, *, shared: bool, abs
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_DGRAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_OCTETS)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, UDP_RECEIVE_OCTETS)
+            except PermissionError:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_OCTETS)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
@@ -90,6 +98,20 @@ def _bind(address: str, port: int, kind: socket.SocketKind, *, shared: bool, abs
 def transport_of(sock: socket.socket) -> int:
     """The number of the transport that a socket carries, see `svcproxy_dns.rendered.TCP`."""
     return (TCP if sock.type == socket.SOCK_STREAM else 0) | (1 if sock.family == socket.AF_INET6 else 0)
+
+
+def receive_room(sock: socket.socket) -> int:
+    """Octets that a socket has for what waits to be read. The kernel's own records take half of them or more."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def receive_drops(sock: socket.socket) -> int:
+    """Datagrams that a socket has had no room for. 0 where the kernel does not tell, and once it is closed."""
+    try:
+        memory = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    except OSError:
+        return 0
+    return int(_MEMINFO.unpack(memory)[_MEMINFO_DROPS]) if len(memory) == _MEMINFO.size else 0
 
 
 def is_wildcard(sock: socket.socket) -> bool:

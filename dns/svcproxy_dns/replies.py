@@ -43,7 +43,8 @@ _LAYOUTS = {
     26: (2, 2),
 }
 """Octets before the names in the rdata of types that may hold compressed ones, and how many names (RFC 1035 §3.3,
-RFC 3597 §4); what follows the names is copied."""
+RFC 3597 §4); nothing follows the names but in a SOA."""
+_SOA_NUMBERS_OCTETS = 20
 _SIZES = {int(RRType.A): 4, int(RRType.AAAA): 16}
 
 
@@ -224,7 +225,7 @@ class _Reader:
         for _ in range(names):
             name, position = self.name(position)
             parts.append(name)
-        if position > end or (rrtype == RRType.SOA and end - position != 20):
+        if end - position != (_SOA_NUMBERS_OCTETS if rrtype == RRType.SOA else 0):
             raise Malformed("rdata does not fit its type")
         parts.append(message[position:end])
         return b"".join(parts)

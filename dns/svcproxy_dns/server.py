@@ -10,9 +10,11 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
+from svcproxy_dns.admission import Refusal, TcpLimits
+from svcproxy_dns.listeners import receive_drops
 from svcproxy_dns.panics import Panics
 from svcproxy_dns.query_log import QueryLog
-from svcproxy_dns.tcp import TcpLimits, TcpListener, TcpState
+from svcproxy_dns.tcp import TcpListener, TcpState
 from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond, UdpListener
 
@@ -95,11 +97,20 @@ class DnsServer:
         return len(self._tcp.connections)
 
     @property
-    def refused(self) -> int:
+    def refused(self) -> dict[Refusal, int]:
         """TCP connections closed because there were too many."""
-        return self._tcp.refused
+        return dict(self._tcp.refused)
+
+    @property
+    def displaced(self) -> int:
+        """TCP connections closed, because they were idle, for others."""
+        return self._tcp.displaced
 
     @property
     def expired(self) -> int:
         """TCP connections closed because the client was too slow or idle."""
         return self._tcp.expired
+
+    def receive_drops(self) -> int:
+        """Datagrams for which there was no room, since the sockets were bound: whichever process had them then."""
+        return sum(receive_drops(listener.socket) for listener in self._udp_listeners)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from svcproxy.config import DnsConfig
 from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
+from svcproxy_dns.admission import Refusal, TcpLimits
 from svcproxy_dns.answers import Answers
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.contents import Schema
@@ -24,7 +25,6 @@ from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
-from svcproxy_dns.tcp import TcpLimits
 from svcproxy_dns.traffic import Counts, Traffic
 from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
@@ -57,8 +57,11 @@ class DnsStatistics:
     kept_octets: int
     """Estimate of the memory that they take."""
     connections: int
-    connections_refused: int
+    connections_refused: dict[Refusal, int]
+    connections_displaced: int
     connections_expired: int
+    receive_drops: int
+    """Queries over UDP for which there was no room, since the sockets were bound."""
     traffic: Traffic
     panics: int
     """Queries that could not be answered for a fault of the worker's own, and got SERVFAIL."""
@@ -207,7 +210,9 @@ class DnsWorker:
             kept_octets=self._rendered.octets,
             connections=self._server.connections,
             connections_refused=self._server.refused,
+            connections_displaced=self._server.displaced,
             connections_expired=self._server.expired,
+            receive_drops=self._server.receive_drops(),
             traffic=self._traffic,
             panics=self._panics.count,
             forward=self._forwarder.statistics() if self._forwarder is not None else None,

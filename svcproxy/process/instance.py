@@ -9,6 +9,7 @@
             admin.sock  handover.sock   0600
             feed.sock                   0660
         <role>-<n>/                     the same again for each worker process, which is the node's one by one
+            supervisor.json             of the first, where the role has a supervisor of its own
 
 Directories are 0750 and belong to the process's own user and primary group. Workers that run under another uid share
 the agent's primary group (`runAsGroup`, or `gid` in a launch plan) to reach its feed; everyone else is kept out. They
@@ -190,6 +191,11 @@ class RunDirectory:
         if (name := self.current_name()) and not (self._instances / name).is_dir():
             self.current.unlink()
         return removed
+
+
+def worker_directory(run_dir: str, role: str, number: int) -> RunDirectory:
+    """The run directory of a worker process."""
+    return RunDirectory(Path(run_dir) / f"{role}-{number}")
 
 
 def _make_directory(path: Path) -> None:

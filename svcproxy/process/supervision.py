@@ -26,6 +26,8 @@ class RolePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privileges: Privileges = Privileges()
     group: str = ""
     """Neighbours of one group, such as the workers of a role, are stopped together. Empty: stopped alone."""
+    keeps_sockets: bool = False
+    """Whether its processes, one after the other, have a descriptor store: `svcproxy.process.descriptor_store`."""
 
 
 class InterceptionPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

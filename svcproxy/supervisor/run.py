@@ -15,7 +15,7 @@ import msgspec
 from svcproxy.config import Config
 from svcproxy.options import Launch
 from svcproxy.process import prctl
-from svcproxy.process.instance import RunDirectory
+from svcproxy.process.instance import RunDirectory, worker_directory
 from svcproxy.process.prctl import Capability
 from svcproxy.process.privileges import Privileges
 from svcproxy.process.supervision import WORKER_VARIABLE, InterceptionPlan, LaunchPlan, RolePlan
@@ -36,8 +36,8 @@ def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
 
 
 def dns_plan(config: Config, arguments: list[str]) -> LaunchPlan:
-    """The plan of `svcproxy dns` with several workers or interception; `arguments` are those of `dns`."""
-    return _plan(config, dns_roles(config, arguments), Path(config.run_dir) / "dns-supervisor.json")
+    """The plan of `svcproxy dns`; `arguments` are those of `dns`."""
+    return _plan(config, dns_roles(config, arguments), worker_directory(config.run_dir, "dns", 0).supervisor_status)
 
 
 def dns_roles(config: Config, arguments: list[str]) -> tuple[RolePlan, ...]:
@@ -48,7 +48,7 @@ def dns_roles(config: Config, arguments: list[str]) -> tuple[RolePlan, ...]:
         held = prctl.permitted_capabilities()
         privileges = Privileges(capabilities=tuple(each.name for each in _WORKER_CAPABILITIES if each in held))
     return tuple(
-        RolePlan(f"dns-{number}", argv, {WORKER_VARIABLE: str(number)}, privileges, group=_DNS)
+        RolePlan(f"dns-{number}", argv, {WORKER_VARIABLE: str(number)}, privileges, group=_DNS, keeps_sockets=True)
         for number in range(config.dns.workers)
     )
 
@@ -83,10 +83,10 @@ def main(launch: Launch) -> NoReturn:
 
 
 def dns(launch: Launch) -> int:
-    """Be the only DNS worker, or one that is supervised, or become the supervisor of several or of interception."""
+    """Be one DNS worker, or become the supervisor of all, even of one: it keeps the sockets while a worker restarts."""
     config = launch.load()
-    if WORKER_VARIABLE not in os.environ and (config.dns.workers > 1 or config.dns.intercept):
-        RunDirectory(Path(config.run_dir)).prepare()
+    if WORKER_VARIABLE not in os.environ:
+        worker_directory(config.run_dir, "dns", 0).prepare()
         exec_supervisor(dns_plan(config, sys.argv[sys.argv.index("dns") + 1 :]))
     # Loaded here, for a supervisor needs none of it.
     worker = importlib.import_module("svcproxy.workers.dns")

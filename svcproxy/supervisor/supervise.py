@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from svcproxy.process.child import LaunchError, launch
+from svcproxy.process.descriptor_store import STORE_VARIABLE, DescriptorStore
 from svcproxy.process.logs import configure
 from svcproxy.process.supervision import LaunchPlan, RolePlan, RoleState, RoleStatus, remove_status, write_status
-from svcproxy.supervisor.core import USAGE, Send, Start, Supervision
+from svcproxy.supervisor.core import USAGE, Forget, Send, Start, Supervision
 
 if TYPE_CHECKING:
     from svcproxy.supervisor.interception import Interception
@@ -45,6 +46,7 @@ class Supervisor:
             # Loaded here, for most supervisors need none of it.
             module = importlib.import_module("svcproxy.supervisor.interception")
             self._interception = module.Interception(plan.interception.addresses, time.monotonic())
+        self._stores = {number: DescriptorStore.make() for number, role in enumerate(plan.roles) if role.keeps_sockets}
 
     def run(self) -> int:
         """Keep everything running until told to stop, or until a role cannot be run. Returns the exit code."""
@@ -68,6 +70,8 @@ class Supervisor:
             match command:
                 case Start(number):
                     self._start(number)
+                case Forget(number):
+                    self._stores[number].clear()
                 case Send(number, pid, what):
                     if what is signal.SIGKILL:
                         log.warning("role does not end, killing it", extra=self._facts(number, pid))
@@ -88,15 +92,18 @@ class Supervisor:
 
     def _launch(self, number: int) -> int:
         plan = self._plan.roles[number]
+        inherited = self._stores[number].descriptors if number in self._stores else ()
         environment = os.environ | plan.environment
+        if inherited:
+            environment[STORE_VARIABLE] = ",".join(map(str, inherited))
         if self._interception is None or not self._proves(plan):
-            return launch(plan.argv, environment, plan.privileges)
+            return launch(plan.argv, environment, plan.privileges, inherited)
         try:
             descriptor, told = self._interception.open(number)
         except OSError as exc:
             raise LaunchError(f"pipe: {exc.strerror}") from exc
         try:
-            return launch(plan.argv, environment | told, plan.privileges, (descriptor,))
+            return launch(plan.argv, environment | told, plan.privileges, (*inherited, descriptor))
         except LaunchError:
             self._interception.ended(number)
             raise

@@ -15,7 +15,7 @@ import os
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from socket import SOCK_DGRAM, socket
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, socket
 from typing import Any
 
 import msgspec
@@ -27,19 +27,20 @@ from svcproxy.config import Config
 from svcproxy.errors import ConfigError, Problem
 from svcproxy.feed.client import FeedClient
 from svcproxy.feed.codec import NAMES
-from svcproxy.feed.subscriber import FeedState, Subscriber
+from svcproxy.feed.subscriber import FeedState, Phase, Subscriber
 from svcproxy.names.records import Record
 from svcproxy.options import Launch
 from svcproxy.process import logs
-from svcproxy.process.instance import RunDirectory
-from svcproxy.process.role import Life, Place, live
+from svcproxy.process.descriptor_store import DescriptorStore
+from svcproxy.process.instance import RunDirectory, worker_directory
+from svcproxy.process.role import RESTART_WANTED, Life, Place, live
 from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
 from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
 from svcproxy.workers.dns_query_log import QueryLogOutput
 from svcproxy.workers.dns_status import DnsStatusApi, Surroundings
 from svcproxy.workers.interception import InterceptionCollector, Prover, Standing
-from svcproxy_dns.listeners import bind_listeners
+from svcproxy_dns.listeners import bind_listeners, receive_room
 from svcproxy_dns.resolv_conf import ResolvConf
 from svcproxy_dns.self_check import SelfCheck
 from svcproxy_dns.worker import DnsWorker
@@ -48,17 +49,16 @@ log = logging.getLogger(__name__)
 
 WARM_TIMEOUT = 10.0
 """Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
+RESUME_TIMEOUT = 4.0
+"""The same where clients wait in sockets of an earlier process and no agent answers: resolvers give up after 5."""
+RESTART_DRAIN_TIMEOUT = 1.0
+"""Seconds for what has been asked to be answered before a restart; who asks meanwhile waits for the next process."""
 BIND_PATIENCE = 5.0
 """Seconds to wait for an address that is in use."""
 BIND_RETRY = 0.02
 """Seconds between two attempts at it."""
 OWN_KEYS = frozenset({"dns", "log", "run_dir", "shutdown_timeout"})
 """Top-level keys that concern the role."""
-
-
-def role_directory(run_dir: str, number: int) -> Path:
-    """The run directory of a DNS worker process."""
-    return Path(run_dir) / f"dns-{number}"
 
 
 class DnsTenant:
@@ -71,18 +71,26 @@ class DnsTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
+        sound = {name: each for name, each in inherited.items() if name == socket_name(each)}
         wanted = set(self._config.dns.sockets)
+        complete = {address for address in wanted if {f"udp/{address}", f"tcp/{address}"} <= sound.keys()}
         sockets = []
-        for name, taken in inherited.items():
-            if name.partition("/")[2] in wanted:
-                sockets.append(taken)
+        for name, each in inherited.items():
+            if name in sound and name.partition("/")[2] in complete:
+                sockets.append(each)
             else:
-                taken.close()
-        missing = wanted - {socket_name(each).partition("/")[2] for each in sockets}
-        if missing:
+                each.close()
+        if missing := wanted - complete:
             sockets += await self._bind(sorted(missing))
         await self._worker.start(sockets)
-        log.info("answering", extra={"listen": ", ".join(sorted({socket_name(each) for each in sockets}))})
+        log.info(
+            "answering",
+            extra={
+                "listen": ", ".join(sorted(map(socket_name, sockets))),
+                "inherited": 2 * len(complete),
+                "receive_octets": min((receive_room(each) for each in sockets if each.type == SOCK_DGRAM), default=0),
+            },
+        )
 
     async def _bind(self, listen: list[str]) -> list[socket]:
         """Sockets on addresses; one that is in use is tried again for `BIND_PATIENCE`.
@@ -113,7 +121,9 @@ class DnsTenant:
 
 
 def socket_name(each: socket) -> str:
-    """`udp/127.0.0.1:53`, as it was configured."""
+    """`udp/127.0.0.1:53`, as it was configured; empty for what DNS is not served on."""
+    if each.family not in {AF_INET, AF_INET6}:
+        return ""
     host, port = each.getsockname()[:2]
     return f"{'udp' if each.type == SOCK_DGRAM else 'tcp'}/{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -121,11 +131,12 @@ def socket_name(each: socket) -> str:
 class DnsRole:
     """One worker process."""
 
-    def __init__(self, life: Life, place: Place, number: int) -> None:
+    def __init__(self, life: Life, place: Place, number: int, store: DescriptorStore | None) -> None:
         """`number`: of this worker, from 0."""
         self._number = number
         config, run = life.config, place.run
         self._life = life
+        self._store = store
         self._run = run
         self._instance = place.instance
         self._serves = False
@@ -173,7 +184,8 @@ class DnsRole:
         self._query_log.use(self._life.config)
         path = self._instance.paths.admin_socket
         async with self._doors.serve_socket(path), asyncio.TaskGroup() as group:
-            succession = Succession(self._run, self._instance, self._lock_changed)
+            succession = Succession(self._run, self._instance, self._lock_changed, self._store)
+            resumed = succession.resume()
             work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
@@ -183,12 +195,16 @@ class DnsRole:
             }
             work |= self._upstreams() | self._listener()
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
-            patience = asyncio.get_running_loop().call_later(WARM_TIMEOUT, self._serve_unwarmed)
+            loop = asyncio.get_running_loop()
+            patience = [loop.call_later(WARM_TIMEOUT, self._serve_unwarmed)]
+            if resumed:
+                patience.append(loop.call_later(RESUME_TIMEOUT, self._serve_alone))
             await self._life.ended()
-            patience.cancel()
+            for timer in patience:
+                timer.cancel()
             await self._lame_duck()
             self._serves = False
-            await self._worker.drain(self._life.config.shutdown_timeout)
+            await self._worker.drain(self._drain_timeout(succession))
             for task in tasks:
                 task.cancel()
         self._query_log.close()
@@ -213,6 +229,14 @@ class DnsRole:
         host, _, port = address.rpartition(":")
         number = int(port) + self._number if int(port) else 0
         return {"metrics listener": self._doors.serve_tcp(f"{host}:{number}")}
+
+    def _drain_timeout(self, succession: Succession) -> float:
+        """Seconds for clients to get what they have asked for, now that the process ends."""
+        timeout = self._life.config.shutdown_timeout
+        if self._store is not None and self._life.exit_code == RESTART_WANTED:
+            return min(timeout, RESTART_DRAIN_TIMEOUT)
+        succession.retire()
+        return timeout
 
     # --- upstreams
 
@@ -244,6 +268,10 @@ class DnsRole:
     def _serve_unwarmed(self) -> None:
         self._warm.set()
         gc.enable()
+
+    def _serve_alone(self) -> None:
+        if self._feed.state.phase in {Phase.OFFLINE, Phase.GREETING}:
+            self._serve_unwarmed()
 
     def _lock_changed(self, held: bool) -> None:
         self._serves = held
@@ -341,9 +369,10 @@ def main(launch: Launch) -> int:
     number = os.environ.get(WORKER_VARIABLE, "0")
     if not number.isascii() or not number.isdigit():
         raise ConfigError([Problem(f"not a number: {number!r}", path=WORKER_VARIABLE)])
+    store = DescriptorStore.inherited()
     gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
 
     async def role(place: Place) -> int:
-        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place, int(number)).run()
+        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place, int(number), store).run()
 
-    return live(role_directory(config.run_dir, int(number)), role, uvloop.new_event_loop)
+    return live(worker_directory(config.run_dir, "dns", int(number)).path, role, uvloop.new_event_loop)

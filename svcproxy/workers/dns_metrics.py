@@ -124,12 +124,19 @@ class _Collector(Collector):
             ("answers_rendered", "Queries that no kept answer served.", now.rendered),
             ("dropped", "Messages without a reply: not a query, or too short.", now.dropped),
             ("unsent", "Responses that the kernel refused.", now.unsent),
-            ("tcp_connections_refused", "TCP connections over the limit.", now.connections_refused),
+            ("receive_drops", "Queries over UDP that found the socket full.", now.receive_drops),
+            ("tcp_connections_displaced", "TCP connections ended while idle for others.", now.connections_displaced),
             ("tcp_connections_expired", "TCP connections ended for idling.", now.connections_expired),
         ):
             counter = CounterMetricFamily(f"svcproxy_dns_{name}", text)
             counter.add_metric([], float(value))
             yield counter
+        refused = CounterMetricFamily(
+            "svcproxy_dns_tcp_connections_refused", "TCP connections over a limit.", labels=["limit"]
+        )
+        for limit, count in now.connections_refused.items():
+            refused.add_metric([limit], count)
+        yield refused
 
     def _traffic(self, now: DnsStatistics) -> Iterator[Metric]:
         labels = ["server", "zone", "view"]
