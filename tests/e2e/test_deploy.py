@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `deploy/` says is accepted by a real API server, and its ClusterRole is exactly what the agent needs."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,25 @@ def test_the_daemonset_is_as_small_as_it_can_be(deployed: ControlPlane) -> None:
         assert "exec" in container["readinessProbe"]
     with_token = [name for name, each in containers.items() if any(m["name"] == "token" for m in each["volumeMounts"])]
     assert with_token == ["agent"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "capabilities"),
+    [
+        pytest.param("both", {"agent": ["NET_ADMIN"], "dns": ["NET_BIND_SERVICE"]}, id="both"),
+        pytest.param("services-only", {"agent": ["NET_ADMIN"]}, id="services-only"),
+        pytest.param("dns-only", {"agent": [], "dns": ["NET_BIND_SERVICE"]}, id="dns-only: the agent needs none"),
+    ],
+)
+def test_an_overlay_asks_for_no_more_than_it_needs(
+    shared_plane: ControlPlane, overlay: str, capabilities: dict[str, list[str]]
+) -> None:
+    rendered = shared_plane.kubectl("kustomize", str(BASE.parent / "overlays" / overlay)).encode()
+    said = shared_plane.kubectl("apply", "--dry-run=server", "--output=json", "--filename=-", stdin=rendered)
+    (daemonset,) = [each for each in json.loads(said)["items"] if each["kind"] == "DaemonSet"]
+    containers = daemonset["spec"]["template"]["spec"]["containers"]
+    added = {each["name"]: each["securityContext"]["capabilities"].get("add", []) for each in containers}
+    assert added == capabilities
 
 
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:
