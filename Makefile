@@ -8,7 +8,7 @@ PYTHON ?= python3
 .PHONY: help demo test check unit compiled e2e system format lint types imports bench lock clean binaries system-cluster image cluster cluster-down cluster-e2e
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(STAMP)  ## See it work on loopback, without privileges or a cluster
 	@$(VENV)/bin/svcproxy demo

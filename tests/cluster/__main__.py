@@ -73,6 +73,7 @@ def down() -> None:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
     cluster.sweep()
+    LOG.unlink(missing_ok=True)
 
 
 def read_state() -> dict[str, Any]:

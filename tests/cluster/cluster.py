@@ -71,7 +71,7 @@ class Cluster:
         self.stop()
 
     def _start(self) -> None:
-        self._stack.enter_context(_held(self.name))
+        self._stack.enter_context(held(self.name))
         self._stack.callback(_remove, self.name)
         _remove(self.name)
         self.folder.mkdir(parents=True)
@@ -172,7 +172,7 @@ def sweep() -> list[str]:
     for name in sorted(
         cgroups.existing() | {path.stem for path in CLUSTERS.glob("*") if path.is_dir() or path.suffix == ".lock"}
     ):
-        with suppress(BlockingIOError), _held(name):
+        with suppress(BlockingIOError), held(name):
             _remove(name)
             (CLUSTERS / f"{name}.lock").unlink()
             swept.append(name)
@@ -185,7 +185,7 @@ def _remove(name: str) -> None:
 
 
 @contextmanager
-def _held(name: str) -> Iterator[TextIO]:
+def held(name: str) -> Iterator[TextIO]:
     """The lock of a cluster's name. Raises `BlockingIOError` if a live process has it."""
     CLUSTERS.mkdir(parents=True, exist_ok=True)
     lock_file = CLUSTERS / f"{name}.lock"
