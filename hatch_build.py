@@ -50,7 +50,8 @@ def compile_into(scratch: Path, root: Path) -> None:
         shutil.copytree(root / place, scratch / name, ignore=shutil.ignore_patterns("__pycache__"))
     modules = (root / "tools" / "compiled-modules").read_text().split()
     mypyc = Path(sys.executable).parent / "mypyc"
-    environment = os.environ | {"MYPYPATH": str(scratch)}
+    no_paths = f"{os.environ.get('CFLAGS', '')} -g0 -ffile-prefix-map={scratch}=."  # equal sources, equal octets
+    environment = os.environ | {"MYPYPATH": str(scratch), "CFLAGS": no_paths.strip()}
     ran = subprocess.run(
         [str(mypyc), *MYPYC_FLAGS, *modules], cwd=scratch, env=environment, capture_output=True, text=True, check=False
     )

@@ -153,8 +153,8 @@ class RunDirectory:
         return paths if name and paths.path.is_dir() else None
 
     def instances(self) -> list[InstancePaths]:
-        """All instances, sorted by name. Some may have died."""
-        with contextlib.suppress(FileNotFoundError):
+        """All instances, sorted by name. Some may have died. A role's status file is no directory: it has none."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(map(InstancePaths, self._instances.iterdir()), key=lambda paths: paths.name)
         return []
 

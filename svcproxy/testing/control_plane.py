@@ -91,6 +91,8 @@ class ControlPlane:
     admin_token: str = "admin-token"
     tokens: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Further users: by token, the user's name and group."""
+    parent: Path | None = None
+    """Where the scratch directory is made; default: where the system makes temporary files."""
     directory: Path = field(init=False)
     urls: list[str] = field(init=False, default_factory=list)
     etcd: Process = field(init=False)
@@ -98,7 +100,7 @@ class ControlPlane:
     controllers: list[Process] = field(init=False, default_factory=list)
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="svcproxy-cp-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="svcproxy-cp-", dir=self.parent))
         try:
             self._start()
         except BaseException:

@@ -203,6 +203,19 @@ FILES = KindFreshness("Service", synced=True, contact_age=None)
             ),
             id="another instance holds the node",
         ),
+        pytest.param(
+            False,
+            False,
+            False,
+            UNSYNCED,
+            Readiness(
+                ready=False,
+                stale=False,
+                waiting=False,
+                reasons=("not synced: EndpointSlice", "nothing has been programmed completely yet"),
+            ),
+            id="it asks nobody for the node before it could serve",
+        ),
     ],
 )
 def test_readiness(holds: bool, programmed: bool, snapshot: bool, kind: KindFreshness, expected: Readiness) -> None:

@@ -46,7 +46,7 @@ def up(size: int) -> None:
         if holder.poll() is not None:
             raise SystemExit(f"it did not start:\n{LOG.read_text()}")
         time.sleep(0.2)
-    own = "python -m tests.cluster"
+    own = ".venv/bin/python -m tests.cluster"
     print(f"kubeconfig: {read_state()['kubeconfig']} (in the network namespace control-plane)")
     print(f"use:        {own} kubectl get pods --all-namespaces --output wide")
     print(f"look:       {own} exec node1 nft list tables; {own} exec outside ip route")
@@ -73,6 +73,7 @@ def down() -> None:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
     cluster.sweep()
+    LOG.unlink(missing_ok=True)
 
 
 def read_state() -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Cluster:
         self.stop()
 
     def _start(self) -> None:
-        self._stack.enter_context(_held(self.name))
+        self._stack.enter_context(held(self.name))
         self._stack.callback(_remove, self.name)
         _remove(self.name)
         self.folder.mkdir(parents=True)
@@ -85,7 +85,8 @@ class Cluster:
         with self.network.control_plane.entered():
             tokens = {plan.token: (f"system:node:{plan.name}", "system:nodes") for plan in self.plans}
             flags = ("--kubelet-preferred-address-types=InternalIP",)
-            self.plane = self._stack.enter_context(ControlPlane(host=CONTROL_PLANE[0], tokens=tokens, flags=flags))
+            plane = ControlPlane(host=CONTROL_PLANE[0], tokens=tokens, flags=flags, parent=self.folder)
+            self.plane = self._stack.enter_context(plane)
             self.plane.start_controllers()
         for plan in self.plans:
             self.call("POST", "/api/v1/nodes", _node_object(plan))
@@ -168,9 +169,12 @@ def eventually(holds: Callable[[], bool], what: str, timeout: float = TIMEOUT) -
 def sweep() -> list[str]:
     """Remove what clusters have left that nobody holds any more; their names."""
     swept = []
-    for name in sorted(cgroups.existing() | {path.name for path in CLUSTERS.glob("*") if path.is_dir()}):
-        with suppress(BlockingIOError), _held(name):
+    for name in sorted(
+        cgroups.existing() | {path.stem for path in CLUSTERS.glob("*") if path.is_dir() or path.suffix == ".lock"}
+    ):
+        with suppress(BlockingIOError), held(name):
             _remove(name)
+            (CLUSTERS / f"{name}.lock").unlink()
             swept.append(name)
     return swept
 
@@ -181,11 +185,14 @@ def _remove(name: str) -> None:
 
 
 @contextmanager
-def _held(name: str) -> Iterator[TextIO]:
+def held(name: str) -> Iterator[TextIO]:
     """The lock of a cluster's name. Raises `BlockingIOError` if a live process has it."""
     CLUSTERS.mkdir(parents=True, exist_ok=True)
-    with (CLUSTERS / f"{name}.lock").open("a+") as lock:
+    lock_file = CLUSTERS / f"{name}.lock"
+    with lock_file.open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_file.exists() or not lock_file.samefile(f"/proc/self/fd/{lock.fileno()}"):
+            raise BlockingIOError(f"{lock_file} has just been removed: once more")
         lock.truncate(0)
         print(os.getpid(), file=lock, flush=True)
         yield lock

@@ -2,15 +2,20 @@
 """What runs in the pods of the cluster's tests. Standard library only; the image holds this file and Python.
 
 workload serve PORT [DRAIN]      HTTP and UDP: says the pod's name and whom it sees; after SIGTERM it serves for DRAIN s
-workload ask HOST PORT [udp]     one request, and what came
+workload ask HOST PORT [COUNT]   requests, each on a connection of its own, and what came
+workload ask-udp HOST PORT       one datagram, and what came
+workload tls HOST PORT           the certificate of a server, if the pod's CA file verifies it
+workload file PATH               what is in a file
 workload resolve NAME            the addresses, as the pod's resolver finds them
 workload load HOST PORT          new connections one after the other until standard input ends; outcomes are counted
 workload sleep                   until SIGTERM
 """
 
 import asyncio
+import errno
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -18,12 +23,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-AT_ONCE = 4
+AT_ONCE = 2
 """Connections of `load`."""
-PACE = 0.01
+PACE = 0.05
 """Seconds between two connections of each of them."""
-TIMEOUT = 4.0
-"""Seconds: longer than two retransmissions of SYN."""
+TIMEOUT = 15.0
+"""Seconds: a machine may be busy; who sends to a pod that is gone waits longer."""
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 HEAD_OCTETS_MAX = 4096
 CA_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
@@ -86,32 +91,31 @@ def ask_udp(host: str, port: int) -> str:
         return asking.recv(HEAD_OCTETS_MAX).decode().strip()
 
 
-def certificate_names(host: str, port: int) -> list[str]:
-    """The DNS names that a server proves to have."""
+def certificate_of(host: str, port: int) -> object:
+    """What a server proves about itself."""
     context = ssl.create_default_context(cafile=CA_FILE)
     with (
         socket.create_connection((host, port), TIMEOUT) as connection,
         context.wrap_socket(connection, server_hostname=host) as secured,
     ):
-        certificate = secured.getpeercert() or {}
-    return [str(value) for _, value in certificate["subjectAltName"]]
+        return secured.getpeercert()
 
 
 async def outcome(host: str, port: int) -> str:
-    """`served`, or the class of the failure."""
+    """`served`, or how far a connection came and what happened then. The family is drawn."""
+    doing = "name"
     try:
         async with asyncio.timeout(TIMEOUT):
-            return "served" if await ask(host, port) else "closed without an answer"
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            address = str(random.choice(found)[4][0])
+            doing = "IPv6" if ":" in address else "IPv4"
+            return "served" if await ask(address, port) else f"{doing}: closed without an answer"
     except TimeoutError:
-        return "timeout"
-    except ConnectionRefusedError:
-        return "refused"
-    except ConnectionResetError:
-        return "reset"
-    except socket.gaierror:
-        return "name not resolved"
+        return f"{doing}: timeout"
+    except socket.gaierror as exc:
+        return f"{doing}: {exc.strerror}"
     except OSError as exc:
-        return exc.strerror or repr(exc)
+        return f"{doing}: {errno.errorcode.get(exc.errno or 0, repr(exc))}"
 
 
 async def load(host: str, port: int) -> Counter[str]:
@@ -146,12 +150,13 @@ def main(words: list[str]) -> None:
     match words:
         case ["serve", port, *drain]:
             asyncio.run(serve(int(port), float(drain[0]) if drain else 0.0))
-        case ["ask", host, port]:
-            print(asyncio.run(asyncio.wait_for(ask(host, int(port)), TIMEOUT)))
-        case ["ask", host, port, "udp"]:
+        case ["ask", host, port, *count]:
+            for _ in range(int(count[0]) if count else 1):
+                print(asyncio.run(asyncio.wait_for(ask(host, int(port)), TIMEOUT)))
+        case ["ask-udp", host, port]:
             print(ask_udp(host, int(port)))
         case ["tls", host, port]:
-            print(json.dumps(certificate_names(host, int(port))))
+            print(json.dumps(certificate_of(host, int(port))))
         case ["file", path]:
             print(Path(path).read_text())
         case ["resolve", name]:

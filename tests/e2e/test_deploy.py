@@ -86,6 +86,25 @@ def test_what_interception_takes_is_one_capability_of_one_container(tmp_path: Pa
     assert with_it == plain
 
 
+@pytest.mark.parametrize(
+    ("overlay", "capabilities"),
+    [
+        pytest.param("both", {"agent": ["NET_ADMIN"], "dns": ["NET_BIND_SERVICE"]}, id="both"),
+        pytest.param("services-only", {"agent": ["NET_ADMIN"]}, id="services-only"),
+        pytest.param("dns-only", {"agent": [], "dns": ["NET_BIND_SERVICE"]}, id="dns-only: the agent needs none"),
+    ],
+)
+def test_an_overlay_asks_for_no_more_than_it_needs(
+    shared_plane: ControlPlane, overlay: str, capabilities: dict[str, list[str]]
+) -> None:
+    rendered = shared_plane.kubectl("kustomize", str(BASE.parent / "overlays" / overlay)).encode()
+    said = shared_plane.kubectl("apply", "--dry-run=server", "--output=json", "--filename=-", stdin=rendered)
+    (daemonset,) = [each for each in json.loads(said)["items"] if each["kind"] == "DaemonSet"]
+    containers = daemonset["spec"]["template"]["spec"]["containers"]
+    added = {each["name"]: each["securityContext"]["capabilities"].get("add", []) for each in containers}
+    assert added == capabilities
+
+
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:
     held = deployed.call("GET", "/api/v1/namespaces/kube-system/configmaps/svcproxy")
     path = tmp_path / "config.yaml"

@@ -29,7 +29,7 @@ def test_svcproxy_is_alone(cluster: Cluster) -> None:
 def test_the_agent_has_what_it_needs(cluster: Cluster, node: str) -> None:
     status = json.loads(in_agent(cluster, node, "status", "--output=json"))
     assert [source["error"] for source in status["sources"] if source["error"]] == []
-    assert [sysctl["error"] for sysctl in status["dataplane"]["sysctls"] if sysctl["error"]] == []
+    assert [sysctl["error"] for sysctl in status["settings"] if sysctl["error"]] == []
 
 
 def in_agent(cluster: Cluster, node: str, *words: str) -> str:

@@ -35,7 +35,7 @@ def test_backends_see_the_pod_that_asks(workloads: Workloads, node: str, family:
 @FAMILIES
 def test_datagrams_reach_a_backend(workloads: Workloads, node: str, family: int) -> None:
     address = workloads.service("web")["spec"]["clusterIPs"][family]
-    assert workloads.on(node, "ask", address, "81", "udp").startswith("web-")
+    assert workloads.on(node, "ask-udp", address, "81").startswith("web-")
 
 
 @EVERY_NODE

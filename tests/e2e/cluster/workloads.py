@@ -11,7 +11,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.images import WORKLOAD, WORKLOAD_IMAGES
 
 PORT = 8080
-DRAIN = 5
+DRAIN = 10
 """Seconds that `web` goes on serving after SIGTERM."""
 LOAD_TIMEOUT = 30.0
 
@@ -51,7 +51,8 @@ class Workloads:
 
     def served_by(self, node: str, host: str, port: int, count: int) -> set[str]:
         """The pods that answer so many connections."""
-        return {self.on(node, "ask", host, str(port)).split()[0] for _ in range(count)}
+        answers = self.on(node, "ask", host, str(port), str(count))
+        return {answer.split()[0] for answer in answers.splitlines()}
 
     @contextmanager
     def load(self, host: str, port: int) -> Iterator[Counter[str]]:
@@ -76,15 +77,22 @@ def _objects() -> Iterator[dict[str, Any]]:
     one_on_each_node = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
+        "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": {"app": "web"}},
+        "matchLabelKeys": ["pod-template-hash"],
     }
     server = {
         "name": "web",
         "image": WORKLOAD_IMAGES[0],
         "args": ["serve", str(PORT), str(DRAIN)],
         "ports": [{"name": "http", "containerPort": PORT}],
-        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
+        # Patient: on a busy machine a pod that is slow is not one that is gone.
+        "readinessProbe": {
+            "httpGet": {"path": "/", "port": "http"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 20,
+            "failureThreshold": 10,
+        },
     }
     yield _workload("Deployment", "web", server, {"topologySpreadConstraints": [one_on_each_node]}, replicas=3)
     client = {"name": "client", "image": WORKLOAD_IMAGES[0], "args": ["sleep"]}
