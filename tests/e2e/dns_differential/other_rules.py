@@ -99,7 +99,12 @@ def _points_to_something(case: Case, labels: list[str]) -> bool:
 def forward_names(case: Case) -> Reply | None:
     """CoreDNS finds the beginning of the cluster's names in the zones of addresses too."""
     labels = case.question.labels
-    if not case.reverse or len(labels) != 3 or labels[0] not in {"svc", "pod"} or "AA" not in case.reply.flags:
+    if (
+        not case.reverse
+        or len(labels) != 3
+        or labels[0] not in {"svc", "pod", "dns-version"}
+        or "AA" not in case.reply.flags
+    ):
         return None
     return case.denied()
 
