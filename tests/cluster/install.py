@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from tests.cluster.cluster import CHECKOUT, Cluster, eventually
+from tests.cluster.plan import CLUSTER_DNS
 
 DEPLOY = CHECKOUT / "deploy"
-NODE_LOCAL_DNS = "169.254.20.10"
 DAEMONSET = "/apis/apps/v1/namespaces/kube-system/daemonsets/svcproxy"
 
 
@@ -18,7 +18,7 @@ def configuration(cluster: Cluster) -> dict[str, Any]:
     """The configuration of `deploy/base` with what a cluster without other implementations must be told."""
     config: dict[str, Any] = yaml.safe_load((DEPLOY / "base" / "config.yaml").read_text())
     config["kube"] = {"api_servers": [cluster.plane.url]}
-    config["dns"]["listen"] = [f"{NODE_LOCAL_DNS}:53"]
+    config["dns"]["intercept"] = [CLUSTER_DNS]
     return config
 
 
@@ -45,8 +45,6 @@ def write_kustomization(cluster: Cluster, overlay: str, config: dict[str, Any]) 
 
 def install(cluster: Cluster, overlay: str = "both") -> None:
     """Install it and return when it is ready on every node."""
-    for plan in cluster.plans:
-        cluster.run_on(plan.name, "ip", "address", "add", f"{NODE_LOCAL_DNS}/32", "dev", "lo")
     cluster.kubectl("apply", "-k", str(write_kustomization(cluster, overlay, configuration(cluster))))
     eventually(lambda: rolled_out(cluster), f"svcproxy is ready on every node; pods: {pods(cluster)}")
 

@@ -19,6 +19,7 @@ from tests.e2e.harness import SERVICES, SLICES, AgentProcess, endpoint_slice, ev
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BASE = DEPLOY / "base"
+INTERCEPTING = ["NET_ADMIN", "NET_BIND_SERVICE"]
 ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/svcproxy"
 
 
@@ -68,6 +69,26 @@ def test_preflight_runs_with_the_privileges_of_both_roles(shared_plane: ControlP
     assert {each["mountPath"] for each in preflight["volumeMounts"]} == mounts
 
 
+@pytest.mark.parametrize(
+    ("overlay", "capabilities"),
+    [
+        pytest.param("both", {"agent": ["NET_ADMIN"], "dns": INTERCEPTING}, id="both"),
+        pytest.param("beside-coredns", {"agent": ["NET_ADMIN"], "dns": INTERCEPTING}, id="beside-coredns"),
+        pytest.param("services-only", {"agent": ["NET_ADMIN"]}, id="services-only"),
+        pytest.param("dns-only", {"agent": [], "dns": INTERCEPTING}, id="dns-only: the agent needs none"),
+    ],
+)
+def test_an_overlay_asks_for_no_more_than_it_needs(
+    shared_plane: ControlPlane, overlay: str, capabilities: dict[str, list[str]]
+) -> None:
+    rendered = shared_plane.kubectl("kustomize", str(BASE.parent / "overlays" / overlay)).encode()
+    said = shared_plane.kubectl("apply", "--dry-run=server", "--output=json", "--filename=-", stdin=rendered)
+    (daemonset,) = [each for each in json.loads(said)["items"] if each["kind"] == "DaemonSet"]
+    containers = daemonset["spec"]["template"]["spec"]["containers"]
+    added = {each["name"]: each["securityContext"]["capabilities"].get("add", []) for each in containers}
+    assert added == capabilities
+
+
 def test_what_interception_takes_is_one_capability_of_one_container(tmp_path: Path) -> None:
     def built(**overlay: list[str]) -> dict[str, dict[str, Any]]:
         where = {
@@ -84,25 +105,6 @@ def test_what_interception_takes_is_one_capability_of_one_container(tmp_path: Pa
     assert (capabilities["drop"], set(capabilities["add"])) == (["ALL"], {"NET_ADMIN", "NET_BIND_SERVICE"})
     assert plain["dns"]["securityContext"].pop("capabilities") == {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
     assert with_it == plain
-
-
-@pytest.mark.parametrize(
-    ("overlay", "capabilities"),
-    [
-        pytest.param("both", {"agent": ["NET_ADMIN"], "dns": ["NET_BIND_SERVICE"]}, id="both"),
-        pytest.param("services-only", {"agent": ["NET_ADMIN"]}, id="services-only"),
-        pytest.param("dns-only", {"agent": [], "dns": ["NET_BIND_SERVICE"]}, id="dns-only: the agent needs none"),
-    ],
-)
-def test_an_overlay_asks_for_no_more_than_it_needs(
-    shared_plane: ControlPlane, overlay: str, capabilities: dict[str, list[str]]
-) -> None:
-    rendered = shared_plane.kubectl("kustomize", str(BASE.parent / "overlays" / overlay)).encode()
-    said = shared_plane.kubectl("apply", "--dry-run=server", "--output=json", "--filename=-", stdin=rendered)
-    (daemonset,) = [each for each in json.loads(said)["items"] if each["kind"] == "DaemonSet"]
-    containers = daemonset["spec"]["template"]["spec"]["containers"]
-    added = {each["name"]: each["securityContext"]["capabilities"].get("add", []) for each in containers}
-    assert added == capabilities
 
 
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:

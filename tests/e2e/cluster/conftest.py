@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster, sweep
-from tests.cluster.install import NODE_LOCAL_DNS, install
+from tests.cluster.install import install
 from tests.e2e.cluster.workloads import Workloads
 
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     sweep()
-    with Cluster(f"test-{os.getpid()}", cluster_dns=[NODE_LOCAL_DNS]) as running:
+    with Cluster(f"test-{os.getpid()}") as running:
         install(running)
         yield running
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.cluster.plan import CLUSTER_DNS
 from tests.e2e.cluster.test_installed import NODES
 from tests.e2e.cluster.workloads import Workloads
 
@@ -13,6 +14,7 @@ EVERY_NODE = pytest.mark.parametrize("node", NODES)
 
 def test_pods_complete_names_as_the_kubelet_says(workloads: Workloads) -> None:
     conf = workloads.on("node1", "file", "/etc/resolv.conf")
+    assert f"nameserver {CLUSTER_DNS}" in conf
     assert "search default.svc.cluster.local svc.cluster.local cluster.local" in conf
     assert "options ndots:5" in conf
 
