@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build hook: with SVCPROXY_COMPILE=1 the modules listed in tools/compiled-modules go into the wheel compiled too.
 
-mypyc itself is called, in a copy of the package: hatch-mypyc builds in place and takes the second package root, `dns/`,
-for the only one.
+mypyc itself is called, in a copy of the packages: hatch-mypyc builds in place and takes the second package root,
+`dns/`, for the only one.
 """
 
 import os
@@ -15,6 +15,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+PACKAGES = {"svcproxy": "svcproxy", "svcproxy_dns": "dns/svcproxy_dns"}
+"""Where the packages are in the checkout; in the copy they are side by side, as in the wheel."""
 MYPYC_FLAGS = ("--config-file=", "--strict", "--ignore-missing-imports", "--python-version=3.11")
 
 
@@ -28,7 +30,9 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
         root = Path(self.root)
         self._scratch = Path(tempfile.mkdtemp(prefix="svcproxy-compile-"))
         compile_into(self._scratch, root)
-        built = {*self._scratch.glob("*.so"), *self._scratch.glob("svcproxy/**/*.so")}
+        built = {
+            path for where in ("*.so", *(f"{name}/**/*.so" for name in PACKAGES)) for path in self._scratch.glob(where)
+        }
         build_data["force_include"] = {str(path): str(path.relative_to(self._scratch)) for path in built}
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
@@ -41,11 +45,13 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
 
 
 def compile_into(scratch: Path, root: Path) -> None:
-    """Copy the package of `root` to `scratch` and compile the listed modules there, beside their sources."""
-    shutil.copytree(root / "svcproxy", scratch / "svcproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the packages of `root` to `scratch` and compile the listed modules there, beside their sources."""
+    for name, place in PACKAGES.items():
+        shutil.copytree(root / place, scratch / name, ignore=shutil.ignore_patterns("__pycache__"))
     modules = (root / "tools" / "compiled-modules").read_text().split()
     mypyc = Path(sys.executable).parent / "mypyc"
-    environment = os.environ | {"MYPYPATH": str(scratch)}
+    no_paths = f"{os.environ.get('CFLAGS', '')} -g0 -ffile-prefix-map={scratch}=."  # equal sources, equal octets
+    environment = os.environ | {"MYPYPATH": str(scratch), "CFLAGS": no_paths.strip()}
     ran = subprocess.run(
         [str(mypyc), *MYPYC_FLAGS, *modules], cwd=scratch, env=environment, capture_output=True, text=True, check=False
     )

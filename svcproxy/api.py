@@ -397,3 +397,69 @@ class Environment(Answer, frozen=True, rename="camel"):
     namespace: str
     variables: tuple[Variable, ...]
     """Services in the order of their names, each with its variables in the order in which the kubelet makes them."""
+
+
+class DnsUpstream(Answer, frozen=True, rename="camel"):
+    """A resolver that a DNS worker asks for names outside its zones."""
+
+    address: str
+    suspect: bool
+    """It has left the last query unanswered, and is asked last."""
+    looping: bool
+    """It sends questions back to this server, and is not asked."""
+    unanswered: int
+    """Queries that it has left unanswered."""
+
+
+class DnsStatus(Answer, frozen=True, rename="camel"):
+    """`/v1/status` of a DNS worker."""
+
+    name: str
+    """`dns-0`, as in the feed."""
+    version: str
+    instance: str
+    pid: int
+    uptime: float
+    readiness: Readiness
+    listen: tuple[str, ...]
+    """What it answers on now: `udp/127.0.0.1:53`."""
+    zones: tuple[str, ...]
+    feed: str
+    """`live`, or what else the conversation with the agent is at."""
+    feed_error: str
+    """Why there is no connection to an agent; empty while there is one."""
+    revision: int
+    """Of the feed, taken in."""
+    namespaces: int
+    services: int
+    endpoints: int
+    queries: int
+    """Answered since start."""
+    failures: int
+    """Of these, SERVFAIL."""
+    cached: int
+    """Responses of upstreams that are kept."""
+    upstreams: tuple[DnsUpstream, ...]
+    """Bounded by the configuration."""
+    config_errors: tuple[str, ...]
+
+
+class Explanation(Answer, frozen=True, rename="camel"):
+    """`/v1/resolve` of a DNS worker: what it would answer, and why. Nothing is asked of anybody."""
+
+    worker: str
+    revision: int
+    """Of the feed, taken in."""
+    name: str
+    type: str
+    origin: str
+    """`zone`, `cache`, `upstreams` or `refused`."""
+    rcode: str
+    """Empty if upstreams decide."""
+    steps: tuple[TraceStep, ...]
+    """In the order in which they are decided; stages are `zone`, `name`, `alias`, `type`, `answer`, `cache` and
+    `upstreams`."""
+    service: str | None
+    """`namespace/name` of the Service that the name is about, whether it exists or not."""
+    upstreams: tuple[DnsUpstream, ...]
+    """Whom to ask."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from svcproxy.client.console import console
 from svcproxy.dataplane.nftables.foreign import detect
-from svcproxy.dataplane.nftables.removal import remove_own
+from svcproxy.dataplane.nftables.removal import intercepted, remove_intercepted, remove_own
 from svcproxy.dataplane.nftables.takeover import Fate, Outcome, remove_kube_proxy
 from svcproxy.dataplane.nftables.transaction import Kernel
-from svcproxy.errors import LockedError, StateError
+from svcproxy.errors import DecodeError, LockedError, StateError
 from svcproxy.process import sysctls
 from svcproxy.process.instance import RunDirectory
+from svcproxy.process.leases import AddressLeases
 from svcproxy.process.lock import NodeLock
 from svcproxy.process.prctl import Capability, permitted_capabilities
 
@@ -46,19 +47,24 @@ def _steps(run_dir: Path, state_dir: Path, *, kube_proxy: bool, force: bool) -> 
     run_directory = RunDirectory(run_dir)
     yield from _dead_instances(run_directory)
     with _alone(run_directory, force=force) as alone:
-        yield from _rules(kube_proxy=kube_proxy, force=force)
+        yield from _rules(run_directory, kube_proxy=kube_proxy, force=force)
         if alone:
             yield from _settings(state_dir / sysctls.FILE_NAME)
 
 
 def _dead_instances(run_directory: RunDirectory) -> Iterator[Outcome]:
     """What dead instances left: the node's own, and those of worker processes."""
-    for each in (run_directory, *map(RunDirectory, sorted(run_directory.path.glob("*-*")))):
+    for each in (run_directory, *_workers(run_directory)):
         try:
             for name in each.remove_dead():
                 yield Outcome(Fate.REMOVED, f"directory of the dead instance {name} in {each.path}")
         except OSError as exc:
             yield Outcome(Fate.FAILED, f"directories of dead instances in {each.path}", exc.strerror or str(exc))
+
+
+def _workers(run_directory: RunDirectory) -> list[RunDirectory]:
+    """The directories of worker processes."""
+    return [RunDirectory(path) for path in sorted(run_directory.path.glob("*-*"))]
 
 
 @contextmanager
@@ -87,7 +93,7 @@ def _obstacle(run_directory: RunDirectory, lock: NodeLock) -> str:
     return ""
 
 
-def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
+def _rules(run_directory: RunDirectory, *, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
     """What is in the kernel."""
     if Capability.NET_ADMIN not in permitted_capabilities():
         yield Outcome(Fate.FAILED, "rules of nftables", "that needs CAP_NET_ADMIN")
@@ -100,6 +106,7 @@ def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
         return
     with kernel:
         yield from remove_own(kernel)
+        yield from _interception(kernel, run_directory, force=force)
         if kube_proxy:
             found = detect(kernel)
             alive = [line for each in found if each.alive for line in each.evidence[-1:]]
@@ -107,6 +114,29 @@ def _rules(*, kube_proxy: bool, force: bool) -> Iterator[Outcome]:
                 yield Outcome(Fate.FAILED, "rules of kube-proxy", f"it is alive ({alive[0]}): stop it first")
             else:
                 yield from remove_kube_proxy(kernel, found)
+
+
+def _interception(kernel: Kernel, run_directory: RunDirectory, *, force: bool) -> Iterator[Outcome]:
+    """Addresses of the DNS role that stand on the node, and the tables that tell which they are."""
+    alive = [paths.name for each in _workers(run_directory) for paths in each.instances()]
+    for found in intercepted(kernel):
+        if alive and not force:
+            what = f"interception of {', '.join(found.addresses)}"
+            yield Outcome(Fate.FAILED, what, f"the DNS worker {alive[0]} runs: stop it first")
+            continue
+        yield from map(_end_lease, found.addresses)
+        yield from remove_intercepted(kernel, found)
+
+
+def _end_lease(address: str) -> Outcome:
+    what = f"address {address} of lo"
+    try:
+        with AddressLeases() as leases:
+            if address in leases.foreign():
+                return Outcome(Fate.KEPT, what, "it is there for good, and not for svcproxy")
+            return Outcome(Fate.REMOVED, what if leases.end(address) else f"{what}, which had expired")
+    except (OSError, DecodeError) as exc:
+        return Outcome(Fate.FAILED, what, str(exc))
 
 
 def _settings(record: Path) -> Iterator[Outcome]:

@@ -98,7 +98,9 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", choices=("livez", "readyz", "healthz"), help="print nothing, answer by the exit code"
     )
-    parser.add_argument("--role", choices=("agent", "dns"), default="agent", help="whom to probe (default: agent)")
+    parser.add_argument(
+        "--role", choices=("agent", "dns"), default="agent", help="whom to ask (default: agent, and the DNS workers)"
+    )
 
 
 def _listing(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +171,50 @@ def _cleanup(parser: argparse.ArgumentParser) -> None:
         help=f"where it is noted which kernel parameters were changed (default: {STATE_DIR})",
     )
 
+
+def _migrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("yaml", "json"), default="yaml", help="how to print (default: yaml)")
+    parser.add_argument("-w", "--write", metavar="FILE", help="write to this file (default: standard output)")
+    files = parser.add_argument_group(
+        "files", "As they are, or the objects that hold them in YAML or JSON; - is standard input. None: the cluster."
+    )
+    files.add_argument(
+        "--kube-proxy", metavar="FILE", help="KubeProxyConfiguration; ConfigMap, DaemonSet of kube-proxy"
+    )
+    files.add_argument("--corefile", metavar="FILE", help="Corefile, or ConfigMap, of CoreDNS")
+    files.add_argument("--node-local-dns", metavar="FILE", help="the same, or DaemonSet, of NodeLocal DNSCache")
+    files.add_argument("--kube-dns", metavar="FILE", help="ConfigMap and Service kube-dns")
+    files.add_argument(
+        "--env", metavar="NAME=VALUE", action="append", help="value of {$NAME} in Corefiles (repeatable)"
+    )
+    cluster = parser.add_argument_group(
+        "cluster", "Read from kube-system; needs get of ConfigMaps, DaemonSets, Services."
+    )
+    cluster.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (default: $KUBECONFIG, else the Pod's)")
+    cluster.add_argument("--api-server", metavar="URL", action="append", help="API server in place of the kubeconfig's")
+
+
+def _preflight(parser: argparse.ArgumentParser) -> None:
+    _output(parser)
+    parser.add_argument("--role", choices=("agent", "dns", "all"), default="all", help="who is to run (default: all)")
+
+
+_PREFLIGHT = """\
+Looks at everything that svcproxy needs on this node: configuration, kernel, privileges, directories, ports, API server,
+role, Node object, resolvers; and at what stands in its way: kube-proxy, other programs, clocks. For each check it says
+what was found and, if need be, what to do. Nothing is changed. Run it as the agent or the DNS role would run, with its
+configuration and flags: as an init container, or before a node is handed over.
+
+ok: all is well · warning: svcproxy serves, but not all or not as well as it could · FAILURE: it does not serve
+
+Exit codes: 0 no failures, 1 failures."""
+
+_MIGRATE = """\
+Reads how kube-proxy, CoreDNS and NodeLocal DNSCache are set up, and prints the configuration of svcproxy that means the
+same. What svcproxy does in another way, or cannot do, is said in comments, each with the file and line that it is
+about; with -o json the same for programs. Nothing is changed. docs/migrate.md goes through a whole migration.
+
+Exit codes: 0 printed, 1 the cluster cannot be read, 2 arguments or files unusable."""
 
 _RENDER = """\
 Prints a script for `nft -f` (tried with nft 1.0.6) under which new connections meet what they meet under the nftables
@@ -246,12 +292,13 @@ VERBS: tuple[Verb, ...] = (
         "status",
         "svcproxy.client.status:run",
         "show how the instance is, or answer a probe",
-        "Shows readiness and why, sources, data plane, workers, latencies, and everything that is wrong. With --probe\n"
-        "it prints nothing and exits with 0 or 1.",
+        "Shows readiness and why, sources, data plane, workers, latencies, DNS and its upstreams, and everything that\n"
+        "is wrong. With --probe it prints nothing and exits with 0 or 1.",
         _status,
         (
             "svcproxy status",
             "svcproxy status -o json | jq .readiness",
+            "svcproxy status --role dns                   # the DNS workers alone",
             "svcproxy status --probe readyz               # exec probe of the agent",
             "svcproxy status --role dns --probe livez     # exec probe of the DNS workers",
         ),
@@ -275,9 +322,12 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "resolve",
         "svcproxy.client.resolve:run",
-        "ask the node's DNS",
+        "ask the node's DNS, and explain the answer",
         "Sends a real DNS query to the addresses that the instance listens on (UDP, and TCP if the answer is cut) and\n"
-        "prints the records. Exits with 1 if there are none.",
+        "prints the records; then, step by step, why: which object the name is about, why it does not exist, which\n"
+        "upstream is asked, what is kept. The DNS worker explains its answer, the agent tells of the Service and its\n"
+        "slices; each is of use without the other. With --server somebody else is asked and nothing is explained.\n"
+        "Exits with 1 if there are no records.",
         _resolve,
         (
             "svcproxy resolve web.shop",
@@ -324,6 +374,32 @@ VERBS: tuple[Verb, ...] = (
         _output,
         ("svcproxy check-config --config config.yaml", "svcproxy check-config --config config.yaml -o json"),
         configured=True,
+    ),
+    Verb(
+        "preflight",
+        "svcproxy.preflight.verb:run",
+        "say whether this node has what svcproxy needs",
+        _PREFLIGHT,
+        _preflight,
+        (
+            "svcproxy preflight --config config.yaml --kubeconfig ~/.kube/config --node-name worker-3",
+            "svcproxy preflight --role dns --config config.yaml    # in the container of the DNS role",
+            "svcproxy preflight -o json | jq '.checks[] | select(.verdict != \"ok\")'",
+        ),
+        configured=True,
+    ),
+    Verb(
+        "migrate",
+        "svcproxy.migrate.verb:run",
+        "turn the configuration of kube-proxy and CoreDNS into svcproxy's",
+        _MIGRATE,
+        _migrate,
+        (
+            "svcproxy migrate > config.yaml               # from the cluster of the current kubeconfig",
+            "svcproxy migrate --kube-proxy config.conf --corefile Corefile --write config.yaml",
+            "kubectl -n kube-system get configmap coredns -o yaml | svcproxy migrate --corefile -",
+            "svcproxy migrate -o json | jq '.remarks[] | select(.treatment == \"none\")'",
+        ),
     ),
     Verb(
         "cleanup",

@@ -29,6 +29,7 @@ NamespaceName = Annotated[str, Meta(extra={"check": syntax.dns_label})]
 Cidr = Annotated[str, Meta(extra={"check": syntax.cidr})]
 NodePortAddresses = Annotated[str, Meta(extra={"check": syntax.node_port_addresses})]
 ListenAddress = Annotated[str, Meta(extra={"check": syntax.listen_address})]
+InterceptedAddress = Annotated[str, Meta(extra={"check": syntax.intercepted_address})]
 ResolverAddress = Annotated[str, Meta(extra={"check": syntax.resolver_address})]
 StubDomains = Annotated[dict[str, tuple[ResolverAddress, ...]], Meta(extra={"check": syntax.stub_domains})]
 InterfaceName = Annotated[str, Meta(extra={"check": syntax.interface_name})]
@@ -222,6 +223,36 @@ class DnsCacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory for answers, and again as much for denials."""
 
 
+INTERCEPTED_MAX = 7
+"""Addresses that can be intercepted: a proof (`svcproxy.process.proof`) has a bit for each."""
+DNS_PORT = 53
+"""Where intercepted addresses are answered."""
+
+
+class QueryClass(StrEnum):
+    """Kinds of responses; the words are CoreDNS'."""
+
+    SUCCESS = "success"
+    DENIAL = "denial"
+    """Of the name, or of the type."""
+    ERROR = "error"
+    ALL = "all"
+
+
+class DnsQueryLogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line for each response, on standard error. See below."""
+
+    classes: tuple[QueryClass, ...] = ()
+    """Which responses are logged. Empty: none."""
+    one_in: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Of so many responses one is looked at, at random."""
+    lines_max: Count = 1000
+    """Lines in a second, of each worker; further ones are counted and left out."""
+    pods: bool = False
+    """Whether the agent follows the Pods of its node, so that lines name the client's Pod even if it is in no Service.
+    The agent's role must allow list and watch of pods."""
+
+
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cluster DNS."""
 
@@ -229,13 +260,16 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether `svcproxy run` starts the DNS role."""
     listen: tuple[ListenAddress, ...] = ("127.0.0.1:53",)
     """ADDRESS:PORT pairs; IPv6 in brackets."""
+    intercept: tuple[InterceptedAddress, ...] = ()
+    """Addresses, at most 7, that stand on this node as long as the role answers there, on port 53: the ClusterIP of the
+    cluster's DNS Service, addresses of 169.254.0.0/16, ULAs. Needs CAP_NET_ADMIN. See below."""
     zones: tuple[ZoneOrCidr, ...] = ("cluster.local", "in-addr.arpa", "ip6.arpa")
     """Zones that are answered: cluster domains, which all hold the same names, and the addresses that PTR answers, as
     zones or CIDRs. PTR and the SOA of addresses name the first cluster domain."""
     ttl: Annotated[int, Meta(ge=0, le=3600)] = 30
     """TTL of answers, 0 to 3600."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Processes that share the addresses."""
+    """Processes that share the addresses; as many as it says when `svcproxy dns` or `svcproxy run` is started."""
     pods: PodNames = PodNames.INSECURE
     """Names of Pods by address: none, any in an existing namespace, or those of Pods that run. `verified` watches all
     Pods, for which the agent's role must allow list and watch."""
@@ -253,8 +287,25 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zone and the stub domains are refused, unless there are `upstreams`."""
     stub_domains: StubDomains = {}
     """Zones with upstreams of their own: a mapping of zones to lists of upstreams. The longest zone counts."""
+    lameduck: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    """Time to answer on after SIGTERM, no longer ready, so that clients can be sent elsewhere; over at once when
+    another instance has taken the sockets, and at a second signal. `svcproxy run` kills soon after the value of its
+    start."""
+    metrics_listen: ListenAddress | None = None
+    """ADDRESS:PORT of /metrics, /health, /ready, /livez and /readyz of the first worker; each further one has the next
+    port. null: on the worker's own socket alone."""
     forward: DnsForwardConfig = DnsForwardConfig()
     cache: DnsCacheConfig = DnsCacheConfig()
+    query_log: DnsQueryLogConfig = DnsQueryLogConfig()
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """ADDRESS:PORT of everything that is bound: `listen`, and what of `intercept` no wildcard covers."""
+        wildcards = ((True, f"[::]:{DNS_PORT}"), (False, f"0.0.0.0:{DNS_PORT}"))
+        by_wildcard = {is_ipv6 for is_ipv6, wildcard in wildcards if wildcard in self.listen}
+        alone = (ip for ip in self.intercept if (":" in ip) not in by_wildcard)
+        more = (f"[{ip}]:{DNS_PORT}" if ":" in ip else f"{ip}:{DNS_PORT}" for ip in alone)
+        return tuple(dict.fromkeys((*self.listen, *more)))
 
     @property
     def cluster_domain(self) -> str:
@@ -308,7 +359,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: StateConfig = StateConfig()
 
 
-LIVE: frozenset[str] = frozenset({"shutdown_timeout", "dataplane.resync_interval", "log.level", "log.format"})
+LIVE: frozenset[str] = frozenset(
+    {
+        "shutdown_timeout",
+        "dataplane.resync_interval",
+        "dns.lameduck",
+        "dns.query_log.classes",
+        "dns.query_log.lines_max",
+        "dns.query_log.one_in",
+        "log.level",
+        "log.format",
+    }
+)
 """Keys that take effect without a restart when the file changes; every other key needs one."""
 
 

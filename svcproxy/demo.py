@@ -159,7 +159,7 @@ class Agent:
                     "state_dir": str(directory / "state"),
                     "kube": {"manifests": str(manifests)},
                     "dataplane": {"mode": "userspace"},
-                    "dns": {"listen": [f"127.0.0.1:{dns_port}"]},
+                    "dns": {"listen": [f"127.0.0.1:{dns_port}"], "lameduck": 0},
                     "admin": {"health_listen": None, "metrics_listen": None},
                 },
                 sort_keys=False,

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
-from svcproxy.config import Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
+from svcproxy.config import INTERCEPTED_MAX, Config, DataplaneConfig, DataplaneMode, DetectLocalMode, LogFormat
 from svcproxy.convert import convert
 from svcproxy.document import Document, Value, read
 from svcproxy.errors import ConfigError, Problem
 
 OCTETS_MAX = 1 << 20
 """Size of a configuration file."""
+_PORTS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +121,19 @@ def load(
     for key, value, source in _defaults(document, environ):
         document = _with(document, key, value)
         sources[key] = source
-    config, found = convert(document, Config)
-    if config is not None:
-        found = (*found, *_contradictions(config, document, {problem.path for problem in found}))
+    config, found = check(document)
     problems += [_at_source(problem, sources) for problem in found]
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: (not problem.file, problem.line or 0)))
     return config
+
+
+def check(document: Document) -> tuple[Config | None, tuple[Problem, ...]]:
+    """A document as configuration, and everything that is wrong with it. What the machine says is not filled in."""
+    config, found = convert(document, Config)
+    if config is None:
+        return None, found
+    return config, (*found, *_contradictions(config, document, {problem.path for problem in found}))
 
 
 def _read_file(path: str) -> tuple[Document, list[Problem]]:
@@ -201,16 +208,21 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     for section, key, values in (
         ("kube", "api_servers", kube.api_servers),
         ("dns", "listen", config.dns.listen),
+        ("dns", "intercept", config.dns.intercept),
         ("dns", "zones", config.dns.zones),
         ("dns", "upstreams", config.dns.upstreams),
     ):
         for index, value in enumerate(values):
             if value in values[:index] and not value.endswith(":0"):
                 yield document.problem(f"{value} is listed twice", (section, key, index))
+    if len(config.dns.intercept) > INTERCEPTED_MAX:
+        problem = f"{len(config.dns.intercept)} addresses, at most {INTERCEPTED_MAX} can be intercepted"
+        yield document.problem(problem, ("dns", "intercept"))
     if not config.dns.cluster_domain and "dns.zones" not in bad:
         yield document.problem("a cluster domain is needed besides zones of addresses", ("dns", "zones"))
     if config.dns.enabled and not config.dns.listen:
         yield document.problem("at least one address is needed while dns.enabled is true", ("dns", "listen"))
+    yield from _metrics_contradictions(config, document, bad)
     one_address = admin.health_listen is not None and admin.health_listen == admin.metrics_listen
     if (
         one_address
@@ -219,6 +231,23 @@ def _contradictions(config: Config, document: Document, bad: set[str]) -> Iterat
     ):
         yield document.problem("the same address as admin.health_listen", ("admin", "metrics_listen"))
     yield from _pod_contradictions(config.dataplane, document, {path.partition("[")[0] for path in bad})
+
+
+def _metrics_contradictions(config: Config, document: Document, bad: set[str]) -> Iterator[Problem]:
+    """What is wrong with the ports that the DNS workers' metrics need, one for each worker."""
+    dns, admin = config.dns, config.admin
+    if dns.metrics_listen is None or {"dns.metrics_listen", "dns.workers"} & bad:
+        return
+    host, _, first = dns.metrics_listen.rpartition(":")
+    ports = range(int(first), int(first) + dns.workers)
+    if ports.start and ports.stop > _PORTS:
+        yield document.problem(f"no port for each of {dns.workers} workers from here on", ("dns", "metrics_listen"))
+    for key, other in (("health_listen", admin.health_listen), ("metrics_listen", admin.metrics_listen)):
+        if other is not None and other.rpartition(":")[0] == host and ports.start:
+            port = int(other.rpartition(":")[2])
+            if port in ports:
+                problem = f"port {port} is that of admin.{key}"
+                yield document.problem(problem, ("dns", "metrics_listen"))
 
 
 def _pod_contradictions(config: DataplaneConfig, document: Document, bad: set[str]) -> Iterator[Problem]:

@@ -48,6 +48,20 @@ def node_port_addresses(text: str) -> str:
         raise ValueError(f"{text!r} is neither a CIDR nor one of {', '.join(NODE_PORT_KEYWORDS)}") from None
 
 
+def intercepted_address(text: str) -> str:
+    """An IP address that can be made to stand on the node for a while: unicast, of no interface and no loopback."""
+    canonical = ip_address(text)
+    address = ipaddress.ip_address(canonical)
+    mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+    of_an_interface = address.version == 6 and address.is_link_local
+    never = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved
+    if never or mapped or of_an_interface or canonical.startswith("0."):
+        raise ValueError(
+            f"{text!r} cannot be intercepted: a ClusterIP, an address of 169.254.0.0/16 or a ULA is expected"
+        )
+    return canonical
+
+
 def listen_address(text: str) -> str:
     """ADDRESS:PORT to bind, IPv6 in brackets. Port 0 lets the kernel choose one."""
     return _address_port(text, default=None)

@@ -26,6 +26,7 @@ TEXT_FORMS = {
     syntax.cidr: "CIDR",
     syntax.node_port_addresses: "CIDR or keyword",
     syntax.listen_address: "ADDRESS:PORT",
+    syntax.intercepted_address: "ADDRESS",
     syntax.resolver_address: "ADDRESS or ADDRESS:PORT",
     syntax.interface_name: "interface name",
     syntax.api_server_url: "URL",

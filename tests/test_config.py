@@ -134,6 +134,21 @@ log: {format: json}
     assert config.log.format is LogFormat.JSON
 
 
+@pytest.mark.parametrize(
+    ("listen", "bound"),
+    [
+        pytest.param(["127.0.0.1:9053"], ["127.0.0.1:9053", "10.96.0.10:53", "[fd96::a]:53"], id="besides"),
+        pytest.param(["10.96.0.10:53"], ["10.96.0.10:53", "[fd96::a]:53"], id="one of them is among the others"),
+        pytest.param(["0.0.0.0:53"], ["0.0.0.0:53", "[fd96::a]:53"], id="a wildcard has its family's"),
+        pytest.param(["0.0.0.0:53", "[::]:53"], ["0.0.0.0:53", "[::]:53"], id="wildcards have all"),
+        pytest.param(["[::]:5353"], ["[::]:5353", "10.96.0.10:53", "[fd96::a]:53"], id="of another port"),
+    ],
+)
+def test_intercepted_addresses_are_bound_on_port_53(listen: list[str], bound: list[str]) -> None:
+    config = DnsConfig(listen=tuple(listen), intercept=("10.96.0.10", "fd96::a"))
+    assert config.sockets == tuple(bound)
+
+
 BAD = """\
 node_name: n_1
 bogus: 1
@@ -219,11 +234,55 @@ def test_every_problem_is_told_at_once_with_its_line(file: Callable[[str], str])
             "c.yaml:1: dns.zones: a cluster domain is needed besides zones of addresses",
             id="zones of addresses alone",
         ),
+        pytest.param(
+            "dns:\n  intercept:\n  - FD96:0::A\n  - fd96::a\n",
+            "c.yaml:4: dns.intercept[1]: fd96::a is listed twice",
+            id="an intercepted address twice",
+        ),
+        pytest.param(
+            f"dns: {{intercept: [{', '.join(f'10.96.0.{number}' for number in range(8))}]}}\n",
+            "c.yaml:1: dns.intercept: 8 addresses, at most 7 can be intercepted",
+            id="too many intercepted addresses",
+        ),
+        *(
+            pytest.param(
+                f"dns: {{intercept: ['{address}']}}\n",
+                f"c.yaml:1: dns.intercept[0]: '{address}' cannot be intercepted",
+                id=f"{address} cannot be intercepted",
+            )
+            for address in (
+                "0.0.0.0",
+                "::",
+                "127.0.0.1",
+                "::1",
+                "224.0.0.1",
+                "ff02::1",
+                "fe80::1",
+                "::ffff:10.0.0.1",
+                "255.255.255.255",
+                "0.1.2.3",
+            )
+        ),
+        pytest.param(
+            "dns: {intercept: [10.96.0.10:53]}\n",
+            "c.yaml:1: dns.intercept[0]: '10.96.0.10:53' is not an IP address",
+            id="an intercepted address with a port",
+        ),
         pytest.param("dns: {listen: []}\n", "c.yaml:1: dns.listen: at least one address", id="DNS without address"),
         pytest.param(
             "admin: {health_listen: '127.0.0.1:10249'}\n",
             "c.yaml:1: admin.metrics_listen: the same address",
             id="two listeners on one address",
+        ),
+        pytest.param(
+            "dns: {metrics_listen: '127.0.0.1:10248', workers: 3}\n",
+            "c.yaml:1: dns.metrics_listen: port 10249 is that of admin.metrics_listen",
+            id="a worker's port that is taken",
+        ),
+        pytest.param(
+            "dns: {metrics_listen: '[::1]:65535', workers: 2}\n",
+            "c.yaml:1: dns.metrics_listen: no port for each of 2 workers from here on",
+            id="no port for a worker",
         ),
         pytest.param(
             "dataplane:\n  detect_local_mode: BridgeInterface\n",

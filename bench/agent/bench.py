@@ -190,7 +190,8 @@ def one_by_one(directory: Path, plane: ControlPlane, options: argparse.Namespace
     """Both followers see the same changes at the same time."""
     with process(*svcproxy(directory, plane, "agent"), log=directory / "agent.log") as agent:
         wait(lambda: status(directory).get("readiness", {}).get("ready"), agent)
-        with process(*svcproxy(directory, plane, "dns"), log=directory / "dns.log") as worker:
+        command = ("env", "SVCPROXY_WORKER=0", *svcproxy(directory, plane, "dns"))  # without its supervisor
+        with process(*command, log=directory / "dns.log") as worker:
             wait(lambda: any(each["revision"] for each in status(directory).get("workers", ())), worker)
             peers = [("svcproxy agent", agent), ("svcproxy dns", worker)]
             if options.peer:

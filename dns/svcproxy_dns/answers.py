@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries in, responses out: what the zones say, in octets. Pure.
 
-A query seen before costs one look-up, from its octets after the ID to those of the response; an OPT without options is
-taken off the query before, and put on the response after. Only answers about names that exist are kept, for those that
-do not are without number; an answer is right as long as its source is of the revision that it was made from, so a
-change costs nothing here and is in force with the next query.
+A query seen before costs one look-up, from its octets after the ID to those of the response. An OPT is taken off the
+query first and put on the response after, until both have been seen together. Only answers about names that exist are
+kept, for those that do not are without number; an answer is right as long as its source is of the revision that it was
+made from, so a change costs nothing here and is in force with the next query.
 
 Messages of every kind are answered or dropped; none raises.
 """
@@ -16,17 +16,23 @@ from svcproxy_dns.elsewhere import Alias, Elsewhere, Later
 from svcproxy_dns.rendered import TCP, Answer, Kept, Rendered, StartOfAuthority, Tally
 from svcproxy_dns.responses import Responses
 from svcproxy_dns.sections import Records, alias_records, with_opt
+from svcproxy_dns.traffic import Counts
 from svcproxy_dns.wire import (
     AA,
     CLASS_IN,
+    HEADER_OCTETS,
+    ID_OCTETS,
+    OPT_FRONT_OCTETS,
     OPT_OCTETS,
     TCP_MAX_OCTETS,
+    TYPE_CLASS_OCTETS,
     UDP_DEFAULT_OCTETS,
     Query,
     Rcode,
     RRType,
     front,
     header_only,
+    options_end,
     parse_query,
 )
 from svcproxy_dns.zone import Name, Unready, Zone
@@ -62,8 +68,11 @@ class Answers:
         self._kept = rendered.answers
         self.soa = StartOfAuthority(zone.ttl, serial, domains.primary.wire)
         self._responses = Responses(zone, self.soa, domains.primary)
-        self._opts: dict[bytes, tuple[int, bytes]] = {}
-        """OPT of a query to the limit over UDP and the OPT of the response."""
+        self._opts: dict[bytes, tuple[int, bytes, bool]] = {}
+        """OPT of a query, up to its options, to the limit over UDP, the OPT of the response, and whether it has DO."""
+        self.counts = Counts()
+        """Of what is answered here; what is resolved elsewhere is counted there."""
+        self._requests, self._responses_sent = self.counts.requests, self.counts.responses
         self._tallies: dict[tuple[int, int], Tally] = {}
         self.dropped = 0
         """Messages that deserved no reply."""
@@ -81,21 +90,53 @@ class Answers:
 
         `transport`: see `svcproxy_dns.rendered.TCP`.
         """
-        limit, opt = UDP_DEFAULT_OCTETS, b""
         kept = self._kept.get(message[2:])
-        if kept is None and message[10:12] == _ONE_RECORD and (known := self._opts.get(message[-OPT_OCTETS:])):
-            # What is kept ends with its question: so what comes before these octets does too, and they are the OPT.
-            limit, opt = known
-            kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:-OPT_OCTETS])
         if kept is not None:
             answer, tally, source, revision = kept
             if source.revision == revision:
-                tally[transport] += 1
                 if answer.__class__ is bytes:
-                    return message[:2] + (with_opt(answer, opt) if opt else answer)
-                limit = TCP_MAX_OCTETS if transport & TCP else limit
-                return message[:2] + answer.render(limit, opt)  # type: ignore[union-attr]  # bytes went above
+                    response = message[:2] + answer
+                else:
+                    limit = TCP_MAX_OCTETS if transport & TCP else UDP_DEFAULT_OCTETS
+                    response = message[:2] + answer.render(limit, b"")  # type: ignore[union-attr]  # bytes went above
+                tally[transport] += 1
+                self._requests[transport][len(message)] += 1
+                self._responses_sent[transport][len(response)] += 1
+                return response
+        if message[10:12] == _ONE_RECORD:
+            known = self._respond_without_opt(message, transport)
+            if known is not None:
+                return known
         return self._respond(message, transport)
+
+    def _respond_without_opt(self, message: bytes, transport: int) -> bytes | None:
+        """The response made of an answer that is kept for the query without its OPT; None if there is none.
+
+        Without options to look at and DO to count, it is kept too from then on.
+        """
+        # What is kept ends with its question, and has no null but the one after its name.
+        null = message.find(0, HEADER_OCTETS)
+        if null < 0:
+            return None
+        end = null + 1 + TYPE_CLASS_OCTETS
+        known = self._opts.get(message[end : end + OPT_FRONT_OCTETS])
+        kept = self._kept.get(message[2:10] + _NO_RECORD + message[12:end])
+        if kept is None or known is None or options_end(message, end) != len(message):
+            return None
+        answer, tally, source, revision = kept
+        if source.revision != revision:
+            return None
+        limit, opt, dnssec_ok = known
+        if isinstance(answer, bytes):
+            answer = with_opt(answer, opt)
+            if len(message) == end + OPT_OCTETS and not dnssec_ok:
+                self._rendered.keep(message[2:], (answer, tally, source, revision))
+        else:
+            answer = answer.render(TCP_MAX_OCTETS if transport & TCP else limit, opt)
+        tally[transport] += 1
+        response = message[:2] + answer
+        self.counts.add(len(message), len(response), transport, dnssec_ok=dnssec_ok)
+        return response
 
     def _respond(self, message: bytes, transport: int) -> bytes | Later | None:
         query = parse_query(message)
@@ -105,7 +146,9 @@ class Answers:
         self.rendered += 1
         if isinstance(query, Rcode):
             self._tally(_UNREAD, query)[transport] += 1
-            return header_only(message, query)
+            response = header_only(message, query)
+            self.counts.add(len(message), len(response), transport, dnssec_ok=False)
+            return response
         answer = self._answer(query, message, transport)
         return message[:2] + answer if isinstance(answer, bytes) else answer
 
@@ -117,16 +160,17 @@ class Answers:
 
     def _answer(self, query: Query, message: bytes, transport: int) -> bytes | Later:
         """The response after the ID, or what finds the whole of it out."""
-        domain, elsewhere = None, self._elsewhere
-        if elsewhere is not None and not query.edns_version and self._domains.find(query.labels) is None:
+        elsewhere = self._elsewhere
+        domain = self._domains.find(query.labels)
+        if domain is None and elsewhere is not None and not query.edns_version:
             return elsewhere.resolve(query, message[:2], transport)
-        if query.qclass == CLASS_IN and query.qtype not in _TRANSFERS and not query.edns_version:
-            domain = self._domains.find(query.labels)
-        if domain is None:
+        if domain is None or query.qclass != CLASS_IN or query.qtype in _TRANSFERS or query.edns_version:
             rcode = Rcode.BADVERS if query.edns_version else Rcode.REFUSED
             self._count(query, rcode, transport)
             opt = query.opt_record(rcode)
-            return front(query.response_flags(rcode), query.question, 0, 0, 1 if opt else 0) + opt
+            response = front(query.response_flags(rcode), query.question, 0, 0, 1 if opt else 0) + opt
+            self.counts.add(len(message), len(response) + ID_OCTETS, transport, dnssec_ok=query.dnssec_ok)
+            return response
         name = self._lookup(query.labels, domain)
         if elsewhere is not None and name is None and domain.reverse:
             return elsewhere.resolve(query, message[:2], transport)
@@ -149,8 +193,11 @@ class Answers:
                 self._keep(query, message, (answer, tally, name.source, name.source.revision))
         opt = query.opt_record()
         if isinstance(answer, bytes):
-            return with_opt(answer, opt)
-        return answer.render(TCP_MAX_OCTETS if transport & TCP else query.udp_limit, opt)
+            response = with_opt(answer, opt)
+        else:
+            response = answer.render(TCP_MAX_OCTETS if transport & TCP else query.udp_limit, opt)
+        self.counts.add(len(message), len(response) + ID_OCTETS, transport, dnssec_ok=query.dnssec_ok)
+        return response
 
     def _count(self, query: Query, rcode: Rcode, transport: int) -> Tally:
         tally = self._tallies.get((query.qtype, rcode))
@@ -164,7 +211,12 @@ class Answers:
         if query.opt_payload is not None:
             if len(self._opts) >= OPTS_MAX:
                 self._opts.clear()
-            self._opts[message[-OPT_OCTETS:]] = query.udp_limit, query.opt_record()
+            start = HEADER_OCTETS + len(query.question)
+            self._opts[message[start : start + OPT_FRONT_OCTETS]] = (
+                query.udp_limit,
+                query.opt_record(),
+                query.dnssec_ok,
+            )
 
     def _lookup(self, labels: list[str], domain: Domain) -> Name | Unready | None:
         if domain.reverse:

@@ -30,6 +30,7 @@ BODY_OCTETS = 220
 """What a body takes besides its octets; measured on 64-bit CPython 3.11."""
 
 _FIXED = struct.Struct(">2HIH")
+_AFTER_ID = struct.Struct(">5H")
 _TTL_OFFSET = 4
 """From the type of a record to its TTL."""
 _POINTER_MAX = 0x3FFF
@@ -106,8 +107,7 @@ class Body:
             for offset in self._ttl_offsets[: sum(counts)]:
                 aged[offset : offset + 4] = encoded
             octets = bytes(aged)
-        header = struct.pack(
-            ">5H",
+        header = _AFTER_ID.pack(
             query.response_flags(Rcode.NOERROR, flags | RA) | (self.rcode & 0xF),
             1,
             counts[0],
@@ -144,6 +144,8 @@ class Body:
 
 def _ring(answers: Sequence[Record], writer: "_Writer") -> tuple[int, int, int] | None:
     """Where the addresses begin, octets of each, and how many: the last ones of one type, equally long."""
+    if len(answers) < 2:
+        return None
     kinds = [record.rrtype for record in answers]
     kind = next((each for each in kinds if each in _ADDRESS_OCTETS), None)
     if kind is None:

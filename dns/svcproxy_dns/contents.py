@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import get_args
 
 from svcproxy.config import PodNames
-from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
+from svcproxy.names.records import (
+    EndpointRecord,
+    NamespaceRecord,
+    NodePodRecord,
+    PodRecord,
+    Record,
+    RecordSink,
+    ServiceRecord,
+)
 from svcproxy_dns.reverse import ReverseIndex
 from svcproxy_dns.service import NamespaceNames, ServiceNames
 
@@ -35,18 +43,29 @@ class Contents(RecordSink):
         """Grows with every change of what is known."""
         self.namespaces: dict[str, NamespaceNames] = {}
         self.addresses = ReverseIndex(self.service)
+        self._node_pods: dict[str, NodePodRecord] = {}
+        """By address."""
         self._seen: set[Record] | None = None
         """While a snapshot is taken: what it has brought, and all that came since."""
         self._counts: dict[type[Record], int] = dict.fromkeys(get_args(Record), 0)
 
     def count(self, kind: type[Record]) -> int:
         """How many records of a kind are known."""
-        return self._counts[kind]
+        return len(self._node_pods) if kind is NodePodRecord else self._counts[kind]
 
     def service(self, namespace: str, name: str) -> ServiceNames | None:
         """The Service of this key, as far as anything is known of it."""
         found = self.namespaces.get(namespace)
         return found.services.get(name) if found is not None else None
+
+    def pod_of(self, ip: str) -> tuple[str, str] | None:
+        """Namespace and name of the Pod that has an address, as far as it is known by its name."""
+        if (known := self._node_pods.get(ip)) is not None:
+            return known.namespace, known.name
+        for _, endpoint in self.addresses.endpoints(ip):
+            if endpoint.pod:
+                return endpoint.namespace, endpoint.pod
+        return None
 
     def begin_snapshot(self) -> None:
         """A full snapshot follows; one that is still being taken or swept is abandoned."""
@@ -69,30 +88,39 @@ class Contents(RecordSink):
         if seen is None:
             return
         examined = removed = 0
-        for namespace in list(self.namespaces.items()):
-            for record in _records_of(*namespace):
-                if record not in seen and self._known(record):
-                    self._remove(record)
-                    removed += 1
-                examined += 1
-                if examined == batch:
-                    yield removed
-                    examined = removed = 0
-                    if self._seen is not seen:
-                        return
+        for record in self._records():
+            if record not in seen and self._known(record):
+                self._remove(record)
+                removed += 1
+            examined += 1
+            if examined == batch:
+                yield removed
+                examined = removed = 0
+                if self._seen is not seen:
+                    return
         self._seen = None
         self.synced = True
         yield removed
+
+    def _records(self) -> Iterator[Record]:
+        """All that are known, each as it stood when it came up."""
+        for name, namespace in list(self.namespaces.items()):
+            yield from _records_of(name, namespace)
+        yield from list(self._node_pods.values())
 
     def _served(self, record: Record) -> bool:
         """Whether the schema has a use for a record."""
         if isinstance(record, PodRecord) and self.schema.pods is not PodNames.VERIFIED:
             return False
+        if isinstance(record, NodePodRecord):
+            return True
         namespace = record.name if isinstance(record, NamespaceRecord) else record.namespace
         return not self.schema.namespaces or namespace in self.schema.namespaces
 
     def _known(self, record: Record) -> bool:
         """Whether a record is held now."""
+        if isinstance(record, NodePodRecord):
+            return self._node_pods.get(record.ip) == record
         if isinstance(record, NamespaceRecord | PodRecord):
             namespace = self.namespaces.get(record.name if isinstance(record, NamespaceRecord) else record.namespace)
             if namespace is None:
@@ -114,6 +142,8 @@ class Contents(RecordSink):
     def _add(self, record: Record) -> None:
         if isinstance(record, EndpointRecord | ServiceRecord):
             record = self._add_to_service(record)
+        elif isinstance(record, NodePodRecord):
+            self._node_pods[record.ip] = record
         elif not self._known(record):
             if isinstance(record, NamespaceRecord):
                 self._namespace(record.name).declare()
@@ -155,6 +185,9 @@ class Contents(RecordSink):
         if self._seen is not None:
             self._seen.discard(record)
         if not self._known(record):
+            return
+        if isinstance(record, NodePodRecord):
+            del self._node_pods[record.ip]
             return
         name = record.name if isinstance(record, NamespaceRecord) else record.namespace
         namespace = self.namespaces[name]

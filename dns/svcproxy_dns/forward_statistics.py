@@ -2,6 +2,7 @@
 """What is counted about names outside the zone. Pure."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svcproxy_dns.forwarding import Sample
@@ -16,14 +17,16 @@ _RCODES = {rcode.value: rcode.name for rcode in Rcode}
 class Histogram:
     """Times, by bucket."""
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
+    def __init__(self, buckets: Sequence[float] = BUCKETS) -> None:
+        self.buckets = buckets
+        """Upper bounds, ascending."""
+        self.counts = [0] * (len(buckets) + 1)
         """One more for what is longer than the last bucket; not cumulative."""
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
         """Count one."""
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.counts[bisect_left(self.buckets, seconds)] += 1
         self.sum += seconds
 
 

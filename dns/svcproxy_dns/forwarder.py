@@ -1,47 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets towards upstreams: carries out what the resolver decides. A shell.
-
-Each attempt has a socket of its own, connected to the upstream, so that the kernel draws its port at random and lets in
-nothing that comes from elsewhere.
-"""
+"""Asks upstreams: carries out what the resolver decides. A shell."""
 
 import asyncio
 import errno
 import logging
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
+from svcproxy_dns.channels import TURN_BATCH, Channel, Sockets, open_channel, require
 from svcproxy_dns.elsewhere import Alias, Deliver, Later
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, StoreStatistics, UpstreamStatistics
 from svcproxy_dns.forwarding import Ask, Drop
-from svcproxy_dns.framing import MessageReader, frame
 from svcproxy_dns.resolver import LOOP_CHECK_INTERVAL, Flight, Resolver, Steps, Waiting
-from svcproxy_dns.upstreams import Upstream
 from svcproxy_dns.wire import Query
 
 log = logging.getLogger(__name__)
 
-TURN_BATCH = 8
-"""Replies and time-outs dealt with in one turn of the loop: about a millisecond, so that the zone's clients do not wait
-when many come at once."""
 SOCKETS_PER_QUESTION = 2
 """Sockets that there are on average: most questions need one, and descriptors are needed for clients over TCP too."""
-DATAGRAM_OCTETS = 4096
-"""Read of one datagram; we allow upstreams less, and what is cut is asked for again over TCP."""
-_READ_OCTETS = 65536
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
 """Errors that are for want of something here."""
 
-Received = Callable[[bytes], None]
-Broke = Callable[[OSError], None]
-
 
 class _Turn:
-    """What is left to do in this turn of the loop."""
+    """How many time-outs may still be dealt with in this turn of the loop."""
 
     def __init__(self) -> None:
         self._left = TURN_BATCH
@@ -55,115 +38,6 @@ class _Turn:
 
     def _renew(self) -> None:
         self._left = TURN_BATCH
-
-
-class _Channel(Protocol):
-    def close(self) -> None: ...
-
-
-class _UdpChannel:
-    """One question over UDP. Raises OSError if it cannot be sent."""
-
-    def __init__(
-        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
-    ) -> None:
-        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
-        self._socket = _open(ask, socket.SOCK_DGRAM)
-        try:
-            self._socket.connect(_destination(ask.upstream))
-            self._socket.send(ask.message)
-            loop.add_reader(self._socket, self._read)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def _read(self) -> None:
-        if not self._turn.take():
-            return  # it stays readable
-        try:
-            message = self._socket.recv(DATAGRAM_OCTETS)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
-        self._received(message)
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
-
-
-class _TcpChannel:
-    """One question over TCP. Raises OSError if there is no connecting."""
-
-    def __init__(
-        self, ask: Ask, loop: asyncio.AbstractEventLoop, turn: _Turn, received: Received, broke: Broke
-    ) -> None:
-        self._loop, self._turn, self._received, self._broke = loop, turn, received, broke
-        self._unsent = frame(ask.message)
-        self._reader = MessageReader()
-        self._socket = _open(ask, socket.SOCK_STREAM)
-        try:
-            code = self._socket.connect_ex(_destination(ask.upstream))
-            _require(code in {0, errno.EINPROGRESS}, code)
-            loop.add_writer(self._socket, self._write)
-        except OSError:
-            self._socket.close()
-            raise
-
-    def _write(self) -> None:
-        try:
-            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            _require(not code, code)
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
-        if not self._unsent:
-            self._loop.remove_writer(self._socket)
-            self._loop.add_reader(self._socket, self._read)
-
-    def _read(self) -> None:
-        if not self._turn.take():
-            return  # it stays readable
-        try:
-            octets = self._socket.recv(_READ_OCTETS)
-            _require(bool(octets), errno.ECONNRESET)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._broke(exc)
-            return
-        self._reader.feed(octets)
-        message = self._reader.next_message()
-        if message is not None:
-            self._received(message)
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-
-
-def _require(condition: bool, code: int) -> None:
-    """Raise the OSError of that code unless it holds."""
-    if not condition:
-        raise OSError(code, os.strerror(code))
-
-
-def _destination(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, int]:
-    """Where an upstream is. Raises OSError if its interface does not exist."""
-    if upstream.zone:
-        return upstream.host, upstream.port, 0, socket.if_nametoindex(upstream.zone)
-    return upstream.host, upstream.port
-
-
-def _open(ask: Ask, kind: socket.SocketKind) -> socket.socket:
-    family = socket.AF_INET6 if ":" in ask.upstream.host else socket.AF_INET
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
 class _Pending:
@@ -190,12 +64,12 @@ class Forwarder:
         """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
         self.resolver = resolver
         self._sockets_max = sockets_max
+        self._sockets = Sockets(self._proceed)
         self._turn = _Turn()
-        self._sockets = 0
         self._reply_times = reply_times
         self._opened: dict[tuple[str, str], int] = {}
         self._clock = clock
-        self._channels: dict[Flight, dict[int, _Channel]] = {}
+        self._channels: dict[Flight, dict[int, Channel]] = {}
         self._timers: dict[Flight, asyncio.TimerHandle] = {}
         self._loop_check: asyncio.TimerHandle | None = None
         self._known_loops: set[str] = set()
@@ -204,7 +78,10 @@ class Forwarder:
     def resolve(self, query: Query, ident: bytes, transport: int, aliases: Sequence[Alias] = ()) -> bytes | Later:
         """See `Elsewhere`."""
         found = self.resolver.lookup(query, ident, transport, aliases, self._clock())
-        return found if isinstance(found, bytes) else _Pending(self, found)
+        if isinstance(found, bytes):
+            self.resolver.counts.at_hand += 1
+            return found
+        return _Pending(self, found)
 
     def begin(self, waiting: Waiting, client: str, deliver: Deliver) -> None:
         """See `Later`."""
@@ -219,6 +96,10 @@ class Forwarder:
         known = {each.address for each in self.resolver.upstreams}
         self._reply_times.forget(known)
         self._opened = {key: count for key, count in self._opened.items() if key[0] in known}
+        self.find_loops()
+
+    def find_loops(self) -> None:
+        """Find out about every upstream whether it loops. Only a server that answers sees its questions come back."""
         self._check_loops(everybody=True)
 
     def close(self) -> None:
@@ -228,6 +109,7 @@ class Forwarder:
             self._loop_check.cancel()
         for flight in list(self._channels):
             self._land(flight)
+        self._sockets.close()
 
     def statistics(self) -> ForwardStatistics:
         """What has been counted."""
@@ -282,10 +164,10 @@ class Forwarder:
             if isinstance(step, Drop):
                 channel = channels.pop(step.attempt, None)
                 if channel is not None:
-                    self._close(channel)
+                    self._sockets.remove(channel)
                 continue
             try:
-                channels[step.attempt] = self._channel(flight, step)
+                channels[step.attempt] = self._open(flight, step)
             except OSError as exc:
                 pending += self.resolver.failed(flight, step.attempt, self._clock(), ours=exc.errno in _OURS)
         if flight.over:
@@ -293,25 +175,30 @@ class Forwarder:
         else:
             self._wake_later(flight)
 
-    def _channel(self, flight: Flight, ask: Ask) -> _Channel:
-        def received(message: bytes) -> None:
-            self._carry_out(flight, self.resolver.received(flight, ask.attempt, message, self._clock()))
-
-        def broke(exc: OSError) -> None:
-            ours = exc.errno in _OURS
-            self._carry_out(flight, self.resolver.failed(flight, ask.attempt, self._clock(), ours=ours))
-
-        _require(self._sockets < self._sockets_max, errno.EMFILE)
-        loop = asyncio.get_running_loop()
+    def _open(self, flight: Flight, ask: Ask) -> Channel:
+        require(len(self._sockets) < self._sockets_max, errno.EMFILE)
         opened = ask.upstream.address, "tcp" if ask.tcp else "udp"
         self._opened[opened] = self._opened.get(opened, 0) + 1
-        channel = (_TcpChannel if ask.tcp else _UdpChannel)(ask, loop, self._turn, received, broke)
-        self._sockets += 1
+        channel = open_channel(flight, ask)
+        self._sockets.add(channel)
         return channel
 
-    def _close(self, channel: _Channel) -> None:
-        self._sockets -= 1
-        channel.close()
+    def _proceed(self, channel: Channel) -> None:
+        flight, attempt = channel.flight, channel.attempt
+        awaited = channel.events
+        try:
+            message = channel.proceed()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            steps = self.resolver.failed(flight, attempt, self._clock(), ours=exc.errno in _OURS)
+        else:
+            if message is None:
+                if channel.events != awaited:
+                    self._sockets.renew(channel)
+                return
+            steps = self.resolver.received(flight, attempt, message, self._clock())
+        self._carry_out(flight, steps)
 
     def _wake_later(self, flight: Flight) -> None:
         timer = self._timers.pop(flight, None)
@@ -331,4 +218,4 @@ class Forwarder:
         if timer is not None:
             timer.cancel()
         for channel in self._channels.pop(flight, {}).values():
-            self._close(channel)
+            self._sockets.remove(channel)

@@ -30,6 +30,7 @@ PLAIN_PERIOD = 900.0
 PAYLOAD_OCTETS = 1232
 """What we take over UDP: it fits every path without fragments."""
 
+_KEY = struct.Struct(">2HB")
 _BROKEN = frozenset({Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS})
 """What may come of EDNS from those who do not know it (RFC 6891 §7)."""
 
@@ -57,7 +58,12 @@ class Question:
     @property
     def key(self) -> bytes:
         """What tells responses apart."""
-        return self.name + struct.pack(">2HB", self.qtype, self.qclass, self.dnssec_ok | self.checking_disabled << 1)
+        return key_of(self.name, self.qtype, self.qclass, self.dnssec_ok, self.checking_disabled)
+
+
+def key_of(name: bytes, qtype: int, qclass: int, dnssec_ok: bool, checking_disabled: bool) -> bytes:
+    """`Question.key` of a question that has not been made."""
+    return name + _KEY.pack(qtype, qclass, dnssec_ok | checking_disabled << 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,7 @@ class Exchange:
     def received(self, attempt: int, message: bytes, now: float) -> list[Ask | Drop]:
         """A message came on the socket of an attempt."""
         tried = self._attempts[attempt]
-        front = read_front(message)
+        front = read_front(message, tried.question)
         if self.outcome is not None or not tried.open:
             return []
         if front is None or front.ident != tried.ident:
@@ -219,7 +225,7 @@ class Exchange:
         if front.flags & TC:
             return self._again_over_tcp(attempt, now)
         try:
-            reply = read_reply(message)
+            reply = read_reply(message, front.question)
             if reply.rcode not in {Rcode.NOERROR, Rcode.NXDOMAIN}:
                 return self._refused(attempt, reply.rcode, now)
             relevant = select(reply, question.name, question.qtype, dnssec=question.dnssec_ok)

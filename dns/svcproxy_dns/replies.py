@@ -8,7 +8,16 @@ question does not lead to are left out (RFC 5452 §6, RFC 2181 §5.4.1).
 import struct
 from typing import NamedTuple
 
-from svcproxy_dns.wire import CLASS_IN, HEADER_OCTETS, LABEL_MAX_OCTETS, NAME_MAX_OCTETS, QR, Rcode, RRType
+from svcproxy_dns.wire import (
+    CLASS_IN,
+    HEADER_OCTETS,
+    LABEL_MAX_OCTETS,
+    NAME_MAX_OCTETS,
+    QR,
+    TYPE_CLASS_OCTETS,
+    Rcode,
+    RRType,
+)
 
 RECORDS_MAX = 4096
 """Records of one reply; one with more is refused."""
@@ -34,7 +43,8 @@ _LAYOUTS = {
     26: (2, 2),
 }
 """Octets before the names in the rdata of types that may hold compressed ones, and how many names (RFC 1035 §3.3,
-RFC 3597 §4); what follows the names is copied."""
+RFC 3597 §4); nothing follows the names but in a SOA."""
+_SOA_NUMBERS_OCTETS = 20
 _SIZES = {int(RRType.A): 4, int(RRType.AAAA): 16}
 
 
@@ -87,8 +97,11 @@ class Relevant(NamedTuple):
     """Neither an answer nor a denial: a referral, from something that does not resolve."""
 
 
-def read_front(message: bytes) -> Front | None:
-    """Header and question; None for what is no reply to anything."""
+def read_front(message: bytes, expected: bytes = b"") -> Front | None:
+    """Header and question; None for what is no reply to anything.
+
+    `expected`: the question that was asked; where it is there as it was sent, it need not be read.
+    """
     if len(message) < HEADER_OCTETS:
         return None
     ident, flags, questions, *_ = _HEADER.unpack_from(message)
@@ -96,6 +109,8 @@ def read_front(message: bytes) -> Front | None:
         return None
     if not questions:
         return Front(ident, flags, flags & 0xF, b"")
+    if expected and message.startswith(expected, HEADER_OCTETS):
+        return Front(ident, flags, flags & 0xF, expected)
     try:
         name, position = _Reader(message).name(HEADER_OCTETS)
     except Malformed:
@@ -105,15 +120,21 @@ def read_front(message: bytes) -> Front | None:
     return Front(ident, flags, flags & 0xF, name + message[position : position + 4])
 
 
-def read_reply(message: bytes) -> Reply:
-    """The records of a message whose front has been read. Raises `Malformed`."""
+def read_reply(message: bytes, question: bytes = b"") -> Reply:
+    """The records of a message whose front has been read. Raises `Malformed`.
+
+    `question`: with what the message begins after its header, if that is known.
+    """
     _, flags, questions, *counts = _HEADER.unpack_from(message)
     if sum(counts) > RECORDS_MAX:
         raise Malformed("too many records")
     reader = _Reader(message)
     position = HEADER_OCTETS
-    if questions:
-        position = reader.name(position)[1] + 4
+    if questions and question:
+        reader.know(position, question[:-TYPE_CLASS_OCTETS])
+        position += len(question)
+    elif questions:
+        position = reader.name(position)[1] + TYPE_CLASS_OCTETS
     rcode = flags & 0xF
     sections: list[list[Record]] = []
     for count in counts:
@@ -143,6 +164,10 @@ class _Reader:
     def __init__(self, message: bytes) -> None:
         self._message = message
         self._pointed: dict[int, bytes] = {}
+
+    def know(self, position: int, name: bytes) -> None:
+        """Where a whole name stands."""
+        self._pointed[position] = name
 
     def name(self, position: int) -> tuple[bytes, int]:
         """The name at `position`, uncompressed, and where it ends there. Raises `Malformed`."""
@@ -200,7 +225,7 @@ class _Reader:
         for _ in range(names):
             name, position = self.name(position)
             parts.append(name)
-        if position > end or (rrtype == RRType.SOA and end - position != 20):
+        if end - position != (_SOA_NUMBERS_OCTETS if rrtype == RRType.SOA else 0):
             raise Malformed("rdata does not fit its type")
         parts.append(message[position:end])
         return b"".join(parts)
@@ -240,10 +265,7 @@ def select(reply: Reply, qname: bytes, qtype: int, *, dnssec: bool) -> Relevant:
     authorities = soas[:1] if denies else []
     if dnssec:
         authorities += [each for each in reply.authorities if each.rrtype in _DNSSEC]
-    mentioned = {name.lower() for each in answers if each.rrtype != RRType.CNAME for name in names_in(each)[1]}
-    additionals = [
-        each for each in reply.additionals if each.rrtype in {RRType.A, RRType.AAAA} and each.owner.lower() in mentioned
-    ]
+    additionals = _mentioned(answers, reply.additionals) if reply.additionals else []
     lame = (
         reply.rcode == Rcode.NOERROR
         and not answers
@@ -251,6 +273,12 @@ def select(reply: Reply, qname: bytes, qtype: int, *, dnssec: bool) -> Relevant:
         and any(each.rrtype == RRType.NS for each in reply.authorities)
     )
     return Relevant(reply.rcode, answers, authorities, additionals, _ttl(answers, authorities, denies), denies, lame)
+
+
+def _mentioned(answers: list[Record], additionals: list[Record]) -> list[Record]:
+    """The addresses of names that answers lead to."""
+    names = {name.lower() for each in answers if each.rrtype != RRType.CNAME for name in names_in(each)[1]}
+    return [each for each in additionals if each.rrtype in _SIZES and each.owner.lower() in names]
 
 
 def _chain(found: list[Record], name: bytes, qtype: int, *, dnssec: bool) -> tuple[list[Record], bytes, bool]:

@@ -18,15 +18,18 @@ from dataclasses import dataclass, field
 from svcproxy_dns.body import Body
 from svcproxy_dns.cache import STALE_TTL, Cache, Entry, Kind
 from svcproxy_dns.elsewhere import Alias, Deliver
-from svcproxy_dns.forwarding import Answered, Ask, Drop, Exchange, Failed, Failure, Question, Sample, Timing
+from svcproxy_dns.forwarding import Answered, Ask, Drop, Exchange, Failed, Failure, Question, Sample, Timing, key_of
 from svcproxy_dns.rendered import TCP, Tally
 from svcproxy_dns.replies import Record
+from svcproxy_dns.traffic import Counts
 from svcproxy_dns.upstreams import Plan, Upstream, Upstreams
 from svcproxy_dns.wire import (
     AA,
     CD,
     CLASS_IN,
+    ID_OCTETS,
     TCP_MAX_OCTETS,
+    TYPE_CLASS_OCTETS,
     Query,
     Rcode,
     RRType,
@@ -43,11 +46,13 @@ LOOP_CHECK_INTERVAL = 5.0
 """Seconds between two looks whether upstreams that loop, or are suspected to, do."""
 
 _HINFO = 13
-_META_TYPES = range(128, 255)
+_META_TYPES = frozenset({0, int(RRType.OPT), *range(128, 255)})
 """Types that are no data (RFC 6895 §3.1); ANY, 255, may be asked."""
 _TRANSPORTS = 4
 _KEPT_FAILURES = frozenset({Rcode.SERVFAIL, Rcode.NOTIMP})
 _COUNTED = {int(rrtype): rrtype.name for rrtype in RRType if rrtype != RRType.OPT}
+_RCODES = {int(rcode): rcode.name for rcode in Rcode}
+_NOERROR, _NXDOMAIN = int(Rcode.NOERROR), int(Rcode.NXDOMAIN)
 
 Steps = list[Ask | Drop]
 
@@ -135,6 +140,8 @@ class Resolver:
         """Upstreams that may loop."""
         self.responses: dict[tuple[str, str, str], Tally] = {}
         """By (type, rcode, `forward` or `cache`), by transport."""
+        self.counts = Counts()
+        """Of the same responses."""
         self.hits = self.misses = self.stale = self.rejected = self.broken = self.ignored = 0
 
     @property
@@ -153,26 +160,26 @@ class Resolver:
         self, query: Query, ident: bytes, transport: int, aliases: Sequence[Alias], now: float
     ) -> bytes | Waiting:
         """The response after the ID if it is at hand, else what to `admit`."""
-        name = encode_name(aliases[-1].target) if aliases else query.question[:-4].lower()
-        question = Question(name, query.qtype, query.qclass, query.dnssec_ok, bool(query.flags & CD))
-        waiting = Waiting(query, ident, transport, aliases, question)
-        if query.qclass != CLASS_IN or query.qtype in _META_TYPES or query.qtype in {0, RRType.OPT}:
-            return self._refusal(waiting, Rcode.REFUSED)
-        key = question.key
+        name = encode_name(aliases[-1].target) if aliases else query.question[:-TYPE_CLASS_OCTETS].lower()
+        if query.qclass != CLASS_IN or query.qtype in _META_TYPES:
+            return self._refusal(query, transport)
+        key = key_of(name, query.qtype, query.qclass, query.dnssec_ok, bool(query.flags & CD))
         entry = self.cache.find(key, now)
         if entry is not None and now < entry.expires:
             self.hits += 1
             if entry.kind is not Kind.FAILURE:
                 self.cache.stores[entry.kind].hits += 1
-            return self._response(waiting, entry.body, int(entry.expires - now), "cache")
+            return self._response(query, transport, aliases, name, entry.body, int(entry.expires - now), "cache")
+        question = Question(name, query.qtype, query.qclass, query.dnssec_ok, bool(query.flags & CD))
+        waiting = Waiting(query, ident, transport, aliases, question)
         if entry is not None and now < entry.retry_at:
             return self._stale_response(waiting, entry)
         check = self._checks.get(name)
         if check is not None and check.checks is not None:
             check.returned = check.checks.looping = True
-            return self._refusal(waiting, Rcode.REFUSED)
+            return self._refusal(query, transport)
         if self.upstreams.group(name).refuses:
-            return self._refusal(waiting, Rcode.REFUSED)
+            return self._refusal(query, transport)
         self.misses += 1
         return waiting
 
@@ -268,7 +275,7 @@ class Resolver:
         ttl = self.cache.keep(flight.key, outcome.body, outcome.ttl, denies=outcome.denies, now=now)
         flags = AA if outcome.authoritative else 0
         for waiting in self._dismiss(flight):
-            self._deliver(waiting, self._response(waiting, outcome.body, ttl, "forward", flags))
+            self._deliver(waiting, self._late_response(waiting, outcome.body, ttl, "forward", flags))
 
     def _lost(self, flight: Flight, outcome: Failed, now: float) -> None:
         seconds = 0.0
@@ -312,31 +319,47 @@ class Resolver:
         if entry is not None and entry.kind is not Kind.FAILURE:
             self._deliver(waiting, self._stale_response(waiting, entry))
         else:
-            self._deliver(waiting, self._refusal(waiting, rcode))
+            self._deliver(waiting, self._refusal(waiting.query, waiting.transport, rcode))
 
-    def _refusal(self, waiting: Waiting, rcode: Rcode) -> bytes:
-        return self._response(waiting, Body(b"\0", rcode), 0, "forward")
+    def _refusal(self, query: Query, transport: int, rcode: Rcode = Rcode.REFUSED) -> bytes:
+        return self._response(query, transport, (), b"", Body(b"\0", rcode), 0, "forward")
 
     def _stale_response(self, waiting: Waiting, entry: Entry) -> bytes:
         self.stale += 1
-        return self._response(waiting, entry.body, STALE_TTL, "cache")
+        return self._late_response(waiting, entry.body, STALE_TTL, "cache")
 
-    def _response(self, waiting: Waiting, body: Body, ttl: int, source: str, flags: int = 0) -> bytes:
-        query = waiting.query
-        if waiting.aliases and body.rcode in {Rcode.NOERROR, Rcode.NXDOMAIN}:
+    def _late_response(self, waiting: Waiting, body: Body, ttl: int, source: str, flags: int = 0) -> bytes:
+        return self._response(
+            waiting.query, waiting.transport, waiting.aliases, waiting.question.name, body, ttl, source, flags
+        )
+
+    def _response(
+        self,
+        query: Query,
+        transport: int,
+        aliases: Sequence[Alias],
+        name: bytes,
+        body: Body,
+        ttl: int,
+        source: str,
+        flags: int = 0,
+    ) -> bytes:
+        """The response to a query; `body` is about `name`, where the aliases lead."""
+        if aliases and (body.rcode == _NOERROR or body.rcode == _NXDOMAIN):
             try:
-                body = _behind(waiting.aliases, query, waiting.question.name, body)
+                body = _behind(aliases, query, name, body)
             except ValueError:  # with the aliases before it, it is longer than a message can be
                 body = Body(b"\0", Rcode.SERVFAIL)
-            ttl, flags = min(ttl, *(alias.ttl for alias in waiting.aliases)), AA
-        rcode = Rcode(body.rcode).name
-        key = _COUNTED.get(query.qtype, "other"), rcode, source
+            ttl, flags = min(ttl, *(alias.ttl for alias in aliases)), AA
+        key = _COUNTED.get(query.qtype, "other"), _RCODES[body.rcode], source
         tally = self.responses.get(key)
         if tally is None:
             tally = self.responses[key] = [0] * _TRANSPORTS
-        tally[waiting.transport] += 1
-        limit = TCP_MAX_OCTETS if waiting.transport & TCP else query.udp_limit
-        return body.render(query, limit, ttl, flags)
+        tally[transport] += 1
+        limit = TCP_MAX_OCTETS if transport & TCP else query.udp_limit
+        response = body.render(query, limit, ttl, flags)
+        self.counts.add(query.octets, len(response) + ID_OCTETS, transport, dnssec_ok=query.dnssec_ok)
+        return response
 
 
 def _behind(aliases: Sequence[Alias], query: Query, name: bytes, body: Body) -> Body:

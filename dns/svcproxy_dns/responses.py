@@ -25,6 +25,7 @@ from svcproxy_dns.wire import (
     Query,
     Rcode,
     RRType,
+    encode_label,
     encode_labels,
     encode_pointer,
     encode_record,
@@ -104,21 +105,36 @@ class Responses:
             if ipv6:
                 additionals += ipv6.owned_by(owner)
         else:
-            targets = service.targets(name.port, name.endpoints)
-            room = NAME_MAX_OCTETS - len(spelled)
-            position = HEADER_OCTETS + len(query.question)
-            owners: dict[str, bytes] = {}
-            answers = []
-            for port, label in targets.ports:
-                if len(label) < room:
-                    target = encode_labels((label,)) + spelled
-                    answers.append(_srv(ttl, targets.weight, port, target))
-                    if label not in owners:
-                        place = position + _SRV_TARGET
-                        owners[label] = encode_pointer(place) if place <= POINTER_MAX else target
-                    position += len(answers[-1])
-            additionals = [_address(owners[label], ip, ttl) for label, ip in targets.addresses if label in owners]
+            answers, additionals = self._targets(query, service, name, spelled)
         return _answer(query, answers, additionals) if answers else None
+
+    def _targets(
+        self, query: Query, service: ServiceNames, name: Name, spelled: bytes
+    ) -> tuple[list[bytes], list[bytes]]:
+        """SRV records of endpoints and the addresses of these. `spelled`: the Service's name, as in a target."""
+        ttl = self._zone.ttl
+        targets = service.targets(name.port, name.endpoints)
+        sets = self._zone.service_addresses(service) if service.follows_endpoints else None
+        room = NAME_MAX_OCTETS - len(spelled)
+        position = HEADER_OCTETS + len(query.question)
+        owners: dict[str, bytes] = {}
+        answers = []
+        for port, label in targets.ports:
+            if len(label) < room:
+                target = encode_label(label) + spelled
+                record = _srv(ttl, targets.weight, port, target)
+                answers.append(record)
+                if label not in owners:
+                    place = position + _SRV_TARGET
+                    owners[label] = encode_pointer(place) if place <= POINTER_MAX else target
+                position += len(record)
+        additionals = []
+        for label, ip in targets.addresses:
+            if label in owners:
+                known = sets[":" in ip].after_owner(ip) if sets is not None else None
+                owner = owners[label]
+                additionals.append(owner + known if known is not None else _address(owner, ip, ttl))
+        return answers, additionals
 
     def _pointers(self, owner: bytes, pointers: Iterable[tuple[str, ...]]) -> list[bytes]:
         targets = [encode_labels(labels) + self._primary.wire for labels in pointers]

@@ -37,6 +37,9 @@ class AddressSet:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __bool__(self) -> bool:  # mypyc does not ask `__len__`
+        return bool(self._records)
+
     def add(self, ip: str) -> None:
         """Take a canonical address of the set's family in."""
         if ip in self._records:
@@ -57,6 +60,11 @@ class AddressSet:
     def owned_by(self, owner: bytes) -> list[bytes]:
         """The records with another owner, each once."""
         return [owner + record[len(QUESTION_POINTER) :] for record in self._records.values()]
+
+    def after_owner(self, ip: str) -> bytes | None:
+        """The record of an address without its owner; None if it is not held."""
+        record = self._records.get(ip)
+        return record[len(QUESTION_POINTER) :] if record is not None else None
 
     def take(self, count: int) -> bytes:
         """The next `count` records of the ring, at most all. The set must not be empty."""

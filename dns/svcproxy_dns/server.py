@@ -10,7 +10,12 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
-from svcproxy_dns.tcp import TcpLimits, TcpListener, TcpState
+from svcproxy_dns.admission import Refusal, TcpLimits
+from svcproxy_dns.listeners import receive_drops
+from svcproxy_dns.panics import Panics
+from svcproxy_dns.query_log import QueryLog
+from svcproxy_dns.tcp import TcpListener, TcpState
+from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond, UdpListener
 
 _DEFAULT_LIMITS = TcpLimits()
@@ -19,10 +24,27 @@ _DEFAULT_LIMITS = TcpLimits()
 class DnsServer:
     """Owns the sockets from now on. Every method is for the loop that `start` ran on."""
 
-    def __init__(self, respond: Respond, sockets: Sequence[socket.socket], limits: TcpLimits = _DEFAULT_LIMITS) -> None:
-        self._tcp = TcpState(respond, limits)
-        self._udp_listeners = [UdpListener(sock, respond) for sock in sockets if sock.type == socket.SOCK_DGRAM]
+    def __init__(
+        self,
+        respond: Respond,
+        sockets: Sequence[socket.socket],
+        limits: TcpLimits = _DEFAULT_LIMITS,
+        traffic: Traffic | None = None,
+        panics: Panics | None = None,
+    ) -> None:
+        """`traffic`, `panics`: where to count, if somebody wants to know."""
+        traffic, panics = traffic or Traffic(), panics or Panics()
+        self._tcp = TcpState(respond, limits, traffic, panics)
+        self._udp_listeners = [
+            UdpListener(sock, respond, traffic, panics) for sock in sockets if sock.type == socket.SOCK_DGRAM
+        ]
         self._tcp_listeners = [TcpListener(sock, self._tcp) for sock in sockets if sock.type == socket.SOCK_STREAM]
+
+    def use_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on; None: none."""
+        self._tcp.log = log
+        for listener in self._udp_listeners:
+            listener.log = log
 
     def sockets(self) -> list[socket.socket]:
         """The sockets served, to be handed over."""
@@ -75,11 +97,20 @@ class DnsServer:
         return len(self._tcp.connections)
 
     @property
-    def refused(self) -> int:
+    def refused(self) -> dict[Refusal, int]:
         """TCP connections closed because there were too many."""
-        return self._tcp.refused
+        return dict(self._tcp.refused)
+
+    @property
+    def displaced(self) -> int:
+        """TCP connections closed, because they were idle, for others."""
+        return self._tcp.displaced
 
     @property
     def expired(self) -> int:
         """TCP connections closed because the client was too slow or idle."""
         return self._tcp.expired
+
+    def receive_drops(self) -> int:
+        """Datagrams for which there was no room, since the sockets were bound: whichever process had them then."""
+        return sum(receive_drops(listener.socket) for listener in self._udp_listeners)

@@ -252,11 +252,17 @@ class ServiceNames(Source):
         """What SRV tells of the Service's endpoints, or of `among`: their slices' ports (DNS spec §2.4.2), of one port
         alone with `key`."""
         count, ports, addresses = 0, dict[tuple[int, str], None](), dict[tuple[str, str], None]()
+        last: tuple[NamedPort, ...] | None = None
+        numbers: list[int] = []
         for endpoint in self.endpoints if among is None else among:
-            if numbers := _numbers(endpoint.ports, key):
+            if endpoint.ports is not last:  # they share a handful of lists, see `add`
+                last = endpoint.ports
+                numbers = _numbers(last, key)
+            if numbers:
                 label = self.endpoints.label(endpoint)
                 count += len(numbers)
-                ports.update(dict.fromkeys((number, label) for number in numbers))
+                for number in numbers:
+                    ports[number, label] = None
                 addresses[label, endpoint.ip] = None
         return Targets(_weight(count), ports, addresses)
 

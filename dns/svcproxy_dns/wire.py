@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 HEADER_OCTETS = 12
+ID_OCTETS = 2
 UDP_DEFAULT_OCTETS = 512
 """What any client takes over UDP (RFC 1035 §4.2.1); a smaller EDNS payload size means this one (RFC 6891 §6.2.3)."""
 UDP_MAX_OCTETS = 4096
@@ -77,6 +78,7 @@ class Query:
         "flags",
         "labels",
         "lower",
+        "octets",
         "opt_payload",
         "plain",
         "qclass",
@@ -93,6 +95,8 @@ class Query:
         """Lower case, without the root. An octet above 127 is the Latin-1 character, which no name of ours has."""
         self.qtype = qtype
         self.qclass = qclass
+        self.octets = 0
+        """Of the message."""
         self.opt_payload: int | None = None
         """The EDNS payload size as asked; None without an OPT."""
         self.edns_version = 0
@@ -100,7 +104,7 @@ class Query:
         self.lower = False
         """Whether the name is spelled in lower case."""
         self.plain = False
-        """Whether the message is nothing but lower-case question and OPT without options: worth remembering."""
+        """Whether the message is nothing but lower-case question and OPT, of any options: worth remembering."""
 
     @property
     def udp_limit(self) -> int:
@@ -154,14 +158,23 @@ def parse_query(message: bytes) -> Query | Rcode | None:
         read = _read_records(query, message, end, (answers, authorities, additional))
         if not read:
             return Rcode.FORMERR
-        plain = plain and read == end + OPT_OCTETS and query.opt_payload is not None
+        plain = plain and additional == 1 and not answers and not authorities and query.opt_payload is not None
         end = read
-    query.plain = plain and end == len(message)
+    query.octets = len(message)
+    query.plain = plain and end == query.octets
     return query
 
 
 OPT_OCTETS = 11
 """An OPT record without options."""
+OPT_FRONT_OCTETS = 9
+"""What of it comes before the length of the options."""
+
+
+def options_end(message: bytes, start: int) -> int:
+    """Where the OPT ends that starts there; 0 if it is cut within `OPT_OCTETS`."""
+    end = start + OPT_OCTETS
+    return end + int.from_bytes(message[end - 2 : end], "big") if end <= len(message) else 0
 
 
 def _read_labels(octets: bytes) -> tuple[list[str] | None, int]:
@@ -185,7 +198,7 @@ def _read_records(query: Query, message: bytes, position: int, counts: tuple[int
     """Step over the records of a query, taking note of its OPT; the offset after them, 0 if they are malformed."""
     answers, authorities, additional = counts
     for index in range(answers + authorities + additional):
-        start, position = position, _skip_name(message, position)
+        start, position = position, skip_name(message, position)
         if not position or position + _FIXED.size > len(message):
             return 0
         rrtype, payload, ttl, length = _FIXED.unpack_from(message, position)
@@ -202,7 +215,7 @@ def _read_records(query: Query, message: bytes, position: int, counts: tuple[int
     return position
 
 
-def _skip_name(message: bytes, position: int) -> int:
+def skip_name(message: bytes, position: int) -> int:
     """The offset after a name of a record, which may end in a pointer; 0 if it is malformed."""
     while position < len(message):
         length = message[position]
@@ -225,6 +238,14 @@ def header_only(message: bytes, rcode: Rcode) -> bytes:
 def front(flags: int, question: bytes, answers: int, authorities: int, additionals: int) -> bytes:
     """Header after the ID, and question. `additionals` counts the OPT."""
     return _AFTER_ID.pack(flags, 1, answers, authorities, additionals) + question
+
+
+_LENGTHS = [bytes((length,)) for length in range(LABEL_MAX_OCTETS + 1)]
+
+
+def encode_label(label: str) -> bytes:
+    """One label on the wire, see `encode_labels`."""
+    return _LENGTHS[len(label)] + label.encode("latin-1")
 
 
 def encode_labels(labels: Iterable[str]) -> bytes:

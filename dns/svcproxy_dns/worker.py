@@ -10,18 +10,22 @@ from dataclasses import dataclass
 
 from svcproxy.config import DnsConfig
 from svcproxy.names.records import EndpointRecord, NamespaceRecord, PodRecord, Record, RecordSink, ServiceRecord
+from svcproxy_dns.admission import Refusal, TcpLimits
 from svcproxy_dns.answers import Answers
 from svcproxy_dns.cache import Cache, CacheLimits
 from svcproxy_dns.contents import Schema
 from svcproxy_dns.domains import Domains
+from svcproxy_dns.explain import Explainer
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import SOCKETS_PER_QUESTION, Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import parse_listen
+from svcproxy_dns.panics import Panics
+from svcproxy_dns.query_log import QueryLog
 from svcproxy_dns.rendered import Rendered, Tally
 from svcproxy_dns.resolver import Bounds, Resolver
 from svcproxy_dns.server import DnsServer
-from svcproxy_dns.tcp import TcpLimits
+from svcproxy_dns.traffic import Counts, Traffic
 from svcproxy_dns.upstreams import UPSTREAMS_MAX, Upstreams
 from svcproxy_dns.zone import Zone
 
@@ -53,8 +57,14 @@ class DnsStatistics:
     kept_octets: int
     """Estimate of the memory that they take."""
     connections: int
-    connections_refused: int
+    connections_refused: dict[Refusal, int]
+    connections_displaced: int
     connections_expired: int
+    receive_drops: int
+    """Queries over UDP for which there was no room, since the sockets were bound."""
+    traffic: Traffic
+    panics: int
+    """Queries that could not be answered for a fault of the worker's own, and got SERVFAIL."""
     forward: ForwardStatistics | None
     """What concerns other names; None if they are refused."""
 
@@ -110,26 +120,50 @@ class DnsWorker:
             ),
             ttl=config.ttl,
             rng=random.Random(),  # noqa: S311  # spreads load, guards nothing
-            server_addresses=_reachable(config.listen),
+            server_addresses=_reachable(config.sockets),
         )
         self._rendered = Rendered()
         self._stubs = config.stub_domains
         self._forwarder = forwarder_of(config)
-        self.answers = Answers(self._zone, Domains(config.zones), self._rendered, int(clock()), self._forwarder)
+        domains = Domains(config.zones)
+        self.answers = Answers(self._zone, domains, self._rendered, int(clock()), self._forwarder)
+        resolver = self._forwarder.resolver if self._forwarder is not None else None
+        self.explainer = Explainer(self._zone, domains, self._rendered, resolver, config.stub_domains)
+        resolved = self._forwarder.resolver.counts if self._forwarder is not None else Counts()
+        self._traffic = Traffic(self.answers.counts, resolved)
+        self._panics = Panics()
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
-        self._server = DnsServer(self.answers.respond, (), limits)
+        self._server = DnsServer(self.answers.respond, (), limits, self._traffic, self._panics)
+        self._query_log: QueryLog | None = None
 
     @property
     def synced(self) -> bool:
         """Whether the worker knows all names; before, it answers SERVFAIL where it cannot know."""
         return self._zone.synced
 
+    @property
+    def forwards(self) -> bool:
+        """Whether names outside the zone are resolved."""
+        return self._forwarder is not None
+
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Answer on these sockets from now on, see `bind_listeners`; the worker owns them."""
-        self._server = DnsServer(self.answers.respond, sockets, self._limits)
+        self._server = DnsServer(self.answers.respond, sockets, self._limits, self._traffic, self._panics)
+        self._server.use_log(self._query_log)
         await self._server.start()
+        if self._forwarder is not None:
+            self._forwarder.find_loops()
+
+    def use_query_log(self, log: QueryLog | None) -> None:
+        """Tell the log of every response from now on; None: none."""
+        self._query_log = log
+        self._server.use_log(log)
+
+    def pod_of(self, ip: str) -> tuple[str, str] | None:
+        """Namespace and name of the Pod that has an address, if it is known by its name."""
+        return self._zone.pod_of(ip)
 
     def use_upstreams(self, upstreams: Sequence[str] | None) -> None:
         """Ask these, ADDRESS:PORT, for names outside the zone and the stub domains from now on; None: refuse them.
@@ -176,7 +210,11 @@ class DnsWorker:
             kept_octets=self._rendered.octets,
             connections=self._server.connections,
             connections_refused=self._server.refused,
+            connections_displaced=self._server.displaced,
             connections_expired=self._server.expired,
+            receive_drops=self._server.receive_drops(),
+            traffic=self._traffic,
+            panics=self._panics.count,
             forward=self._forwarder.statistics() if self._forwarder is not None else None,
         )
 
@@ -189,7 +227,7 @@ def forwarder_of(config: DnsConfig) -> Forwarder | None:
     rng = random.SystemRandom()
     reply_times = ReplyTimes()
     resolver = Resolver(
-        Upstreams(forward.policy, rng, config.listen),
+        Upstreams(forward.policy, rng, config.sockets),
         Cache(
             CacheLimits(
                 ttl_min=cache.ttl_min,

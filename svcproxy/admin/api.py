@@ -69,12 +69,12 @@ class StatusApi:
         }
 
     async def _status(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         counts = await self._metrics.refresh()
         return reply(views.status(self._state, self._state.clock(), counts))
 
     async def _services(self, request: web.Request) -> web.Response:
-        found = await self._service_page(_parameters(request, "namespace", "limit", "continue"))
+        found = await self._service_page(parameters(request, "namespace", "limit", "continue"))
         items = []
         now = self._state.clock()
         async for batch in steps(found.items, RENDERED_PER_TURN):
@@ -94,7 +94,7 @@ class StatusApi:
         )
 
     async def _service(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         key = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         service = self._state.store.services.get(key)
         if service is None:
@@ -113,7 +113,7 @@ class StatusApi:
         )
 
     async def _endpoints(self, request: web.Request) -> web.Response:
-        found = await self._service_page(_parameters(request, "namespace", "limit", "continue"))
+        found = await self._service_page(parameters(request, "namespace", "limit", "continue"))
         items: list[api.EndpointsSummary] = []
         shown = 0
         async for (key,) in steps(found.items, 1):
@@ -125,7 +125,7 @@ class StatusApi:
         return reply(api.EndpointsPage(tuple(items), str(found.items[len(items) - 1]) if more else ""))
 
     async def _frontends(self, request: web.Request) -> web.Response:
-        question = _parameters(request, "service", "limit", "continue")
+        question = parameters(request, "service", "limit", "continue")
         owner = _key("service", question["service"]) if "service" in question else None
         found = await page(
             self._state.table.frontends.values(),
@@ -139,7 +139,7 @@ class StatusApi:
         return reply(api.FrontendPage(tuple(details), details[-1].frontend if found.more else ""))
 
     async def _trace(self, request: web.Request) -> web.Response:
-        question = _parameters(request, "address", "from")
+        question = parameters(request, "address", "from")
         ip, protocol, port = _destination(question.get("address", ""))
         state = self._state
         pods = state.config.dataplane
@@ -167,7 +167,7 @@ class StatusApi:
 
     async def _environment(self, request: web.Request) -> web.Response:
         """`service` may be repeated: only these. The API server's Service is looked for in its own namespace too."""
-        question = _parameters(request, "namespace", "service", repeated="service")
+        question = parameters(request, "namespace", "service", repeated="service")
         namespace = question.get("namespace", "default")
         names = set(request.query.getall("service", ()))
         relevant: list[Service] = []
@@ -183,7 +183,7 @@ class StatusApi:
         return reply(api.Environment(namespace, tuple(api.Variable(*variable) for variable in variables)))
 
     async def _config(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         return reply(shown_config(self._state.config))
 
     async def _ruleset(self, request: web.Request) -> web.Response:
@@ -191,7 +191,7 @@ class StatusApi:
 
         For 10 000 Services the copy holds the loop up for 5 ms, and for a second or two most turns take 5 ms longer.
         """
-        _parameters(request)
+        parameters(request)
         state = self._state
         async with self._making_ruleset:
             waits_for = [each.kind for each in state.sources() if each.kind in TABLE_KINDS and not each.synced]
@@ -223,7 +223,7 @@ def _without_user_info(value: Any) -> Any:
             return value
 
 
-def _parameters(request: web.Request, *known: str, repeated: str = "") -> dict[str, str]:
+def parameters(request: web.Request, *known: str, repeated: str = "") -> dict[str, str]:
     """The parameters of the question: none unknown, none twice but the one that may be `repeated`."""
     question = dict(request.query)
     for name, value in request.query.items():

@@ -43,6 +43,11 @@ class Instant:
         """The moment for people and JSON."""
         return rfc3339(self.wall)
 
+    def wall_at(self, monotonic: float) -> float:
+        """Unix seconds of another moment, whole ones: the clocks are read one after the other, so that finer ones would
+        not be the same whenever they are asked for."""
+        return float(round(self.wall - (self.monotonic - monotonic)))
+
 
 def rfc3339(wall: float) -> str:
     """Unix seconds as RFC 3339 in UTC."""
@@ -161,10 +166,11 @@ class Progress:
 def readiness(progress: Progress) -> Readiness:
     """The answer of `/readyz`; ready is 200."""
     missing = [kind.kind for kind in progress.kinds if not kind.synced]
+    could_serve = progress.snapshot or not missing
     reasons = []
     if progress.blocked:
         reasons.append(progress.blocked)
-    elif not progress.holds_node:
+    elif not progress.holds_node and could_serve:
         reasons.append("waiting for the node: another instance holds it")
     if missing:
         served = "; a saved snapshot is served" if progress.snapshot else ""
@@ -178,8 +184,8 @@ def readiness(progress: Progress) -> Readiness:
     ]
     reasons += silent
     return Readiness(
-        ready=progress.holds_node and progress.programmed and (not missing or progress.snapshot),
+        ready=progress.holds_node and progress.programmed and could_serve,
         stale=bool(silent) or bool(missing and progress.snapshot),
-        waiting=not progress.holds_node and not progress.blocked,
+        waiting=not progress.holds_node and not progress.blocked and could_serve,
         reasons=tuple(reasons),
     )

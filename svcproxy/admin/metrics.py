@@ -36,6 +36,8 @@ NETWORK_PROGRAMMING_BUCKETS: Final = (
     *map(float, range(60, 120, 5)),
     *map(float, range(120, 301, 30)),
 )
+DNS_PROGRAMMING_BUCKETS: Final = tuple(0.001 * 2**power for power in range(20))
+"""Seconds, as CoreDNS has them: 1 ms to 524 s."""
 LATENCY_BUCKETS: Final = (
     0.0001,
     0.00025,
@@ -135,6 +137,13 @@ class AgentMetrics:
         self._to_ack = histogram(
             "event_to_worker_ack_seconds", "Time from an API event to a worker's acknowledgement.", ("worker",)
         )
+        self._dns_programming = Histogram(
+            "coredns_kubernetes_dns_programming_duration_seconds",
+            "Time from the change of a Pod or Service that led to a slice until a DNS worker answers accordingly.",
+            ["service_kind"],
+            buckets=DNS_PROGRAMMING_BUCKETS,
+            registry=self.registry,
+        )
         self._relists = counter("relists", "Complete lists taken after the first.", ("kind",))
         self._decode_failures = counter("decode_failures", "Objects that could not be read.", ("kind",))
         self._dataplane_lost = counter("dataplane_lost", "Times that what the data plane held was unknown.")
@@ -181,6 +190,10 @@ class AgentMetrics:
     def observe_ack(self, worker: str, seconds: float) -> None:
         """A worker acknowledged a change `seconds` after its event was read. `worker`: from a small fixed set."""
         self._to_ack.labels(worker).observe(seconds)
+
+    def observe_dns_programming(self, kind: str, seconds: float) -> None:
+        """A worker acknowledged a slice `seconds` after its trigger time. `kind`: of the Service, in CoreDNS' words."""
+        self._dns_programming.labels(kind).observe(max(0.0, seconds))
 
     def observe_relist(self, kind: str) -> None:
         """A kind was listed again, in full."""

@@ -17,7 +17,7 @@ import contextlib
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -65,8 +65,8 @@ class AdminServer:
     @contextlib.asynccontextmanager
     async def serve_socket(self, path: Path) -> AsyncIterator[None]:
         """Serve everything on a Unix socket for this user and root alone."""
-        async with _runner(application({**self._health(), **self._observed()})) as runner:
-            await web.SockSite(runner, listen_unix(path)).start()
+        async with runner(application({**self._health(), **self._observed()})) as made:
+            await web.SockSite(made, listen_unix(path)).start()
             yield
 
     async def serve_node(self) -> None:
@@ -79,12 +79,12 @@ class AdminServer:
                 served = application(self._health())
                 tasks.create_task(self._listen("health", admin.health_listen, served), name="health listener")
             if admin.metrics_listen is not None:
-                served = application(observed, _only_known_hosts)
+                served = application(observed, only_known_hosts)
                 tasks.create_task(self._listen("metrics", admin.metrics_listen, served), name="metrics listener")
 
     async def _listen(self, name: str, address: str, served: web.Application) -> None:
         host, _, port = address.rpartition(":")
-        async with _runner(served) as runner:
+        async with runner(served) as made:
             while True:
                 try:
                     listener = listen_tcp(host.strip("[]"), int(port), BACKLOG)
@@ -103,7 +103,7 @@ class AdminServer:
                         )
                     self._state.listeners[name] = api.Listener(name, address, error)
                     await asyncio.sleep(self._retry_interval)
-            await web.SockSite(runner, listener).start()
+            await web.SockSite(made, listener).start()
             bound = listener.getsockname()
             shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
             self._state.listeners[name] = api.Listener(name, shown, "")
@@ -139,34 +139,6 @@ class AdminServer:
 
 async def _plain_ok(_: web.Request) -> web.Response:
     return web.Response(text="ok")
-
-
-@contextlib.asynccontextmanager
-async def serve_health(
-    path: Path,
-    livez: Callable[[], api.Readiness],
-    readyz: Callable[[], api.Readiness],
-    metrics: Callable[[], Awaitable[bytes]],
-) -> AsyncIterator[None]:
-    """Serve a worker's `/livez`, `/readyz` and `/metrics` on a Unix socket for its user and root alone.
-
-    Each of the first two answers 200 if its `Readiness.ready`, else 503. `metrics` renders the Prometheus text format.
-    """
-
-    def probe(ask: Callable[[], api.Readiness]) -> Handler:
-        async def answer(_: web.Request) -> web.Response:
-            readiness = ask()
-            return reply(readiness, 200 if readiness.ready else 503)
-
-        return answer
-
-    async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=await metrics(), headers={"Content-Type": CONTENT_TYPE})
-
-    routes: dict[str, Handler] = {"/livez": probe(livez), "/readyz": probe(readyz), "/metrics": scrape}
-    async with _runner(application(routes)) as runner:
-        await web.SockSite(runner, listen_unix(path)).start()
-        yield
 
 
 def application(routes: Mapping[str, Handler], *guards: Middleware) -> web.Application:
@@ -218,7 +190,7 @@ def _failure(status: int, message: str) -> web.Response:
 
 
 @web.middleware
-async def _only_known_hosts(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
+async def only_known_hosts(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
     """Refuse a Host that is a name, except `localhost`: a browser was made to believe that the name is us."""
     if not host_allowed(request.headers.get("Host", "")):
         raise web.HTTPMisdirectedRequest(text="ask for this listener by IP address or as localhost")
@@ -242,8 +214,9 @@ def host_allowed(host: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _runner(served: web.Application) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(
+async def runner(served: web.Application) -> AsyncIterator[web.AppRunner]:
+    """What serves an application until it is left."""
+    made = web.AppRunner(
         served,
         access_log=None,
         keepalive_timeout=KEEPALIVE_TIMEOUT,
@@ -252,8 +225,8 @@ async def _runner(served: web.Application) -> AsyncIterator[web.AppRunner]:
         max_line_size=HEAD_OCTETS_MAX,
         max_field_size=HEAD_OCTETS_MAX,
     )
-    await runner.setup()
+    await made.setup()
     try:
-        yield runner
+        yield made
     finally:
-        await runner.cleanup()
+        await made.cleanup()

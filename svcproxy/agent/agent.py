@@ -37,7 +37,7 @@ from svcproxy.agent.planes import Plane, open_plane
 from svcproxy.agent.source import ClusterSource, cluster_source, known_objects, manifest_source, named_kinds
 from svcproxy.agent.surroundings import SurroundingsBuilder
 from svcproxy.agent.tenancy import AgentTenant, Parts
-from svcproxy.config import DataplaneMode
+from svcproxy.config import DataplaneMode, PodNames
 from svcproxy.dataplane.nftables.plane import Ground
 from svcproxy.dataplane.nftables.probes import Probes
 from svcproxy.dataplane.nftables.script import script
@@ -98,7 +98,11 @@ class Agent:
             log.warning("check the configuration", extra={"cause": warning})
         self._frontends = FrontendBuilder(self._store, NodeView(config.node_name), options)
         self._surroundings = SurroundingsBuilder(config.dataplane, config.node_name, self._store)
-        self._names = NameBuilder(self._store)
+        self._names = NameBuilder(
+            self._store,
+            pod_names=config.dns.pods is PodNames.VERIFIED,
+            node_pods=config.node_name if config.dns.query_log.pods else "",
+        )
         self._named_kinds = named_kinds(config)
         self._state = self._make_state()
         self._metrics = AgentMetrics(self._state)
@@ -233,7 +237,9 @@ class Agent:
         plane.show(self._state)
 
     def _addresses_changed(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
+        self._addresses = addresses.difference(
+            self._life.config.dns.intercept
+        )  # they are the DNS role's while it answers
         self._view_changed()
 
     def _view_changed(self) -> None:
@@ -305,7 +311,7 @@ class Agent:
         if stale and synced:
             known = [each.last_contact for each in self._source.status() if not each.optional]
             contacts = [each for each in known if each is not None]
-            since = instant.wall - (instant.monotonic - min(contacts, default=instant.monotonic))
+            since = instant.wall_at(min(contacts, default=instant.monotonic))
         return SourceState(synced=synced, stale=stale, since=since)
 
     # --- state on disk

@@ -7,7 +7,7 @@ and the newest samples are kept.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 SAMPLES_KEPT = 4096
@@ -16,6 +16,9 @@ CHANGES_KEPT = 4096
 """Changes whose acknowledgement can still be measured."""
 WORKERS_KEPT = 64
 """Workers with an acknowledgement series; one more takes the place of the longest silent one."""
+
+Trigger = tuple[str, float]
+"""Kind of the Service, and the moment when the change happened that led to one of its slices."""
 
 FRONTENDS = "frontends"
 DATAPLANE = "dataplane"
@@ -63,17 +66,25 @@ class _Change:
     read_at: float
     programs: bool
     revision: int | None
+    triggers: Sequence[Trigger]
     programmed: bool = False
 
 
 class ChangeLog:
-    """Follows changes through the stages. `observe(stage, seconds)` is called once for each change and stage."""
+    """Follows changes through the stages. `observe(stage, seconds)` is called once for each change and stage, and
+    `observe_names(kind, seconds)` once for each trigger and worker that has acknowledged it."""
 
-    def __init__(self, observe: Callable[[str, float], None]) -> None:
+    def __init__(
+        self,
+        observe: Callable[[str, float], None],
+        observe_names: Callable[[str, float], None] = lambda kind, seconds: None,  # noqa: ARG005
+    ) -> None:
         self._observe = observe
+        self._observe_names = observe_names
         self._changes: deque[_Change] = deque(maxlen=CHANGES_KEPT)
         self._count = 0
-        self._acknowledged: dict[str, int] = {}
+        self._workers: dict[str, None] = {}
+        """The one silent for longest first."""
         self._samples: dict[str, Samples] = {}
 
     def untimed(self) -> int:
@@ -81,13 +92,16 @@ class ChangeLog:
         self._count += 1
         return self._count
 
-    def derived(self, read_at: float, now: float, *, programs: bool, revision: int | None) -> int:
+    def derived(
+        self, read_at: float, now: float, *, programs: bool, revision: int | None, triggers: Sequence[Trigger] = ()
+    ) -> int:
         """A change whose event was read at `read_at` has become frontends and records; returns its number.
 
-        `programs`: it goes to the data plane. `revision`: the feed revision that carries it, if one does.
+        `programs`: it goes to the data plane. `revision`: the feed revision that carries it, if one does. `triggers`:
+        those of the slices in it, of which there are as many as objects in a change.
         """
         self._count += 1
-        self._changes.append(_Change(self._count, read_at, programs, revision))
+        self._changes.append(_Change(self._count, read_at, programs, revision, triggers))
         self._sample(FRONTENDS, now - read_at)
         return self._count
 
@@ -101,28 +115,26 @@ class ChangeLog:
             change.programmed = True
             self._sample(DATAPLANE, now - change.read_at)
 
-    def acknowledged(self, worker: str, revision: int, now: float) -> None:
-        """`worker` has taken everything up to `revision`. Its first acknowledgement only says where it begins."""
-        before = self._acknowledged.pop(worker, None)
-        if before is None and len(self._acknowledged) >= WORKERS_KEPT:
-            self._forget(next(iter(self._acknowledged)))
-        self._acknowledged[worker] = revision
-        if before is None:
-            return
+    def acknowledged(self, worker: str, after: int, revision: int, now: float) -> None:
+        """`worker` has taken everything up to `revision`, and had everything up to `after` before."""
+        self._workers.pop(worker, None)
+        if len(self._workers) >= WORKERS_KEPT:
+            silent = next(iter(self._workers))
+            del self._workers[silent]
+            self._samples.pop(ack_stage(silent), None)
+        self._workers[worker] = None
         for change in reversed(self._changes):
             if change.revision is None or change.revision > revision:
                 continue
-            if change.revision <= before:
+            if change.revision <= after:
                 return
             self._sample(ack_stage(worker), now - change.read_at)
+            for kind, happened in change.triggers:
+                self._observe_names(kind, now - happened)
 
     def summaries(self) -> dict[str, Quantiles]:
         """By stage, in the order in which a change passes them."""
         return {stage: self._samples[stage].quantiles() for stage in sorted(self._samples, key=_stage_order)}
-
-    def _forget(self, worker: str) -> None:
-        self._acknowledged.pop(worker, None)
-        self._samples.pop(ack_stage(worker), None)
 
     def _sample(self, stage: str, seconds: float) -> None:
         self._observe(stage, seconds)

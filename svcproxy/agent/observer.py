@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 from svcproxy import api
@@ -11,6 +11,7 @@ from svcproxy.admin.health import Instant
 from svcproxy.admin.metrics import AgentMetrics
 from svcproxy.admin.state import AgentState
 from svcproxy.agent.latency import DATAPLANE, FRONTENDS, ChangeLog
+from svcproxy.agent.latency import Trigger as NameTrigger
 from svcproxy.agent.pipeline import Trigger
 from svcproxy.feed.publisher import Acknowledged
 from svcproxy.frontends.claims import Conflict
@@ -50,7 +51,7 @@ class AgentObserver:
         self._metrics = metrics
         self._post_event = post_event
         self._started = time.time()
-        self.changes = ChangeLog(self._observe_stage)
+        self.changes = ChangeLog(self._observe_stage, metrics.observe_dns_programming)
         self.kinds_synced: set[type] = set()
         self.on_programmed: Callable[[FrontendDelta], None] = lambda _: None
         """Told of every delta that the data plane has acknowledged."""
@@ -71,7 +72,10 @@ class AgentObserver:
             self._forget_mended(touched)
         if not self.kinds_synced >= _TIMED_ONCE_SYNCED:
             return self.changes.untimed()
-        return self.changes.derived(read_at, instant.monotonic, programs=bool(delta), revision=revision)
+        triggers = tuple(self._name_triggers(touched, instant)) if revision is not None else ()
+        return self.changes.derived(
+            read_at, instant.monotonic, programs=bool(delta), revision=revision, triggers=triggers
+        )
 
     def programmed(
         self, delta: FrontendDelta, change: int, triggers: list[Trigger], seconds: float, full: bool
@@ -133,7 +137,7 @@ class AgentObserver:
 
     def acknowledged(self, ack: Acknowledged) -> None:
         """A worker has put revisions in force."""
-        self.changes.acknowledged(ack.subscriber, ack.revision, ack.at)
+        self.changes.acknowledged(ack.subscriber, ack.after, ack.revision, ack.at)
 
     def note(self, kind: str, key: NamespacedName, reason: str, message: str) -> None:
         """Tell the owner of an object by a Kubernetes Event, if this instance speaks for the node."""
@@ -149,6 +153,18 @@ class AgentObserver:
             api.Latency(stage, quantiles.count, quantiles.p50, quantiles.p99, quantiles.last)
             for stage, quantiles in self.changes.summaries().items()
         ]
+
+    def _name_triggers(self, touched: Touched, instant: Instant) -> Iterator[NameTrigger]:
+        """The new triggers of slices, as CoreDNS counts them: with its kinds, and of Services that are known alone."""
+        for change in touched.slices:
+            trigger = _trigger_of(change.new)
+            if not trigger or trigger == _trigger_of(change.old):
+                continue
+            service = self._state.store.services.get(change.service)
+            at = _wall_clock(trigger)
+            if service is not None and at is not None and at >= self._started:
+                kind = "headless_with_selector" if service.headless else "cluster_ip"
+                yield kind, instant.monotonic - (instant.wall - at)
 
     def _forget_mended(self, touched: Touched) -> None:
         for _, service in touched.services:
@@ -174,6 +190,12 @@ def families_of(delta: FrontendDelta) -> tuple[Family, ...]:
     touched.update(change.key.family for change in delta.backends)
     touched.update(family_of(ip) for ip in delta.node_port_addresses or ())
     return tuple(sorted(touched))
+
+
+def _trigger_of(held: EndpointSlice | None) -> str:
+    """When the change happened that led to a slice, empty if it does not say."""
+    annotations = held.metadata.annotations if held is not None else None
+    return (annotations.trigger_time if annotations is not None else None) or ""
 
 
 def _wall_clock(text: str) -> float | None:

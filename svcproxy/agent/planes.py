@@ -7,7 +7,7 @@ from typing import Protocol
 
 from svcproxy.admin.state import AgentState
 from svcproxy.agent.surroundings import Derived
-from svcproxy.config import Config, DataplaneMode
+from svcproxy.config import DNS_PORT, Config, DataplaneMode
 from svcproxy.dataplane.contract import Dataplane
 from svcproxy.dataplane.none import NoDataplane
 from svcproxy.dataplane.userspace.plane import UserspaceDataplane
@@ -160,7 +160,11 @@ async def open_plane(
     Raises `DataplaneLost` when it cannot be opened.
     """
     if mode is DataplaneMode.USERSPACE:
-        userspace = UserspaceDataplane(config.dataplane, source_kind=source_kind, inherited=inherited)
+        # The DNS role starts later than an address that it has left behind goes.
+        elsewhere = [(ip, DNS_PORT) for ip in config.dns.intercept]
+        userspace = UserspaceDataplane(
+            config.dataplane, source_kind=source_kind, inherited=inherited, elsewhere=elsewhere
+        )
         await userspace.__aenter__()
         return UserspacePlane(userspace)
     for unused in inherited.values():

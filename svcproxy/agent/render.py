@@ -50,7 +50,8 @@ def from_manifests(config: Config) -> str:
     for changes in found.changes:
         builder.update(store.apply(changes))
     node = store.nodes.get(NamespacedName("", config.node_name))
-    builder.node_changed(node_view(config.node_name, node, _addresses(node)))
+    addresses = _addresses(node).difference(config.dns.intercept)
+    builder.node_changed(node_view(config.node_name, node, addresses))
     derived = SurroundingsBuilder(config.dataplane, config.node_name, store).derived
     left_out = (f"left out: {each.kind or 'object'} {each.name}: {each.reason}" for each in found.invalid)
     sys.stderr.writelines(f"svcproxy: {message}\n" for message in (*options.warnings, *left_out, *derived.warnings))

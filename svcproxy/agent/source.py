@@ -48,6 +48,7 @@ def cluster_source(config: Config, node_name: str, snapshot: StateSnapshot | Non
         versions=dict(snapshot.versions) if snapshot else None,
         remembered=snapshot.servers if snapshot else (),
         pods=Pod in named_kinds(config),
+        node_pods=config.dns.query_log.pods,
     )
     return source
 

@@ -28,7 +28,7 @@ def services(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         console().json(api.ServicePage(tuple(items)))
     else:
-        console().table(_services(items))
+        console().table(services_table(items))
     return 0
 
 
@@ -68,7 +68,8 @@ def _qualified(arguments: argparse.Namespace) -> str:
     return f"{namespace or arguments.namespace or 'default'}/{name}"
 
 
-def _services(items: list[api.ServiceSummary]) -> Table:
+def services_table(items: list[api.ServiceSummary], title: str = "") -> Table:
+    """Services, one on a line."""
     rows = [
         (
             each.namespace,
@@ -82,11 +83,11 @@ def _services(items: list[api.ServiceSummary]) -> Table:
         )
         for each in items
     ]
-    return Table(("NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "READY", "AGE"), rows)
+    return Table(("NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "READY", "AGE"), rows, title)
 
 
 def _show_service(detail: api.ServiceDetail, out: Console) -> None:
-    out.table(_services([detail.summary]))
+    out.table(services_table([detail.summary]))
     out.line()
     rows = [
         (

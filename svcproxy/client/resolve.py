@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`svcproxy resolve`: a real DNS query to the node's own DNS, over UDP and, when the answer is cut, over TCP."""
+"""`svcproxy resolve`: a real DNS query to the node's own DNS, over UDP and, when the answer is cut, over TCP.
+
+And why it is answered as it is."""
 
 import argparse
 import secrets
@@ -9,14 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dnslib
+import msgspec
 
 from svcproxy import api, syntax
-from svcproxy.client.connection import ClientError, StatusClient, find_instance
+from svcproxy.client.connection import ClientError
 from svcproxy.client.console import Table, console
+from svcproxy.client.explanation import Node, find_node, service_named, show_explanation, show_service
 from svcproxy.errors import ConfigError, Problem
 
 TIMEOUT = 2.0
@@ -45,6 +48,12 @@ class Resolved(api.Answer, frozen=True, rename="camel"):
     server: str
     transport: str
     records: tuple[Record, ...]
+    explanation: api.Explanation | None = None
+    """What a DNS worker of this node would answer, and why; null if another server was named, or none can be asked."""
+    service: api.ServiceDetail | None = None
+    """The Service that the name is about, as the agent knows it."""
+    notes: tuple[str, ...] = ()
+    """What could not be asked, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +70,59 @@ class Server:
 def run(arguments: argparse.Namespace) -> int:
     """Ask, print the records. 1 if there are none."""
     qtype = query_type(arguments.type)
-    servers, domain = _servers(arguments)
+    node = None if arguments.server else find_node(arguments)
+    servers, domain = _servers(arguments, node)
     answer: Resolved | None = None
     for name in candidates(arguments.name, arguments.namespace or "default", domain):
-        found = _ask_any(servers, name, qtype)
+        explanation = node.explain(name, qtype) if node is not None else None  # first: the query fills the cache
+        try:
+            found = _ask_any(servers, name, qtype)
+        except ClientError:
+            if node is not None:
+                _print(_about(Resolved(name, qtype, "", "", "", (), explanation), node, domain), arguments.output)
+            raise
+        found = msgspec.structs.replace(found, explanation=explanation)
         if answer is None or _worth(found) > _worth(answer):
             answer = found
         if found.records:
             break
     assert answer is not None, "there is always a candidate"
-    if arguments.output == "json":
-        console().json(answer)
-    elif answer.records:
-        rows = [(each.name, str(each.ttl), each.type, each.data) for each in answer.records]
-        console().table(Table(("NAME", "TTL", "TYPE", "DATA"), rows))
+    _print(_about(answer, node, domain) if node is not None else answer, arguments.output)
     if not answer.records:
         outcome = "exists, without such records" if answer.rcode == "NOERROR" else answer.rcode
         sys.stderr.write(f"{answer.name} {answer.type}: {outcome} (from {answer.server} over {answer.transport})\n")
     return 0 if answer.records else 1
+
+
+def _about(answer: Resolved, node: Node, domain: str) -> Resolved:
+    """The same with the Service that it is about."""
+    known = answer.explanation.service if answer.explanation is not None else None
+    key = known or service_named(answer.name, domain)
+    service = node.service(key) if key else None
+    return msgspec.structs.replace(answer, service=service, notes=tuple(node.notes))
+
+
+def _print(answer: Resolved, output: str) -> None:
+    out = console()
+    if output == "json":
+        out.json(answer)
+        return
+    if answer.records:
+        rows = [(each.name, str(each.ttl), each.type, each.data) for each in answer.records]
+        out.table(Table(("NAME", "TTL", "TYPE", "DATA"), rows))
+    explanation = answer.explanation
+    if explanation is not None:
+        if answer.records:
+            out.line()
+        given = answer.rcode or "no answer"
+        out.line(f"{answer.name} {answer.type}: {given}, by {explanation.worker} at revision {explanation.revision}")
+        show_explanation(explanation, out)
+        if answer.rcode and explanation.rcode not in {"", answer.rcode}:
+            out.line(f"     THE ANSWER DIFFERS: that would be {explanation.rcode}")
+    if answer.service is not None:
+        show_service(answer.service, out)
+    for note in answer.notes:
+        sys.stderr.write(f"{note}\n")
 
 
 def _worth(answer: Resolved) -> int:
@@ -97,17 +141,14 @@ def candidates(name: str, namespace: str, domain: str) -> Iterator[str]:
     yield f"{name}."
 
 
-def _servers(arguments: argparse.Namespace) -> tuple[Sequence[Server], str]:
-    """Whom to ask, and the cluster's domain: as the command line says, else as the instance is configured."""
-    if arguments.server:
+def _servers(arguments: argparse.Namespace, node: Node | None) -> tuple[Sequence[Server], str]:
+    """Whom to ask, and the cluster's domain: as the command line says, else as the node's instances do."""
+    if node is None:
         return [parse_server(text) for text in arguments.server], arguments.cluster_domain or CLUSTER_DOMAIN
-    instance = find_instance(Path(arguments.run_dir), arguments.instance)
-    dns = StatusClient(instance.admin_socket).get_json("/v1/config")["dns"]
-    servers = [_reachable(parse_server(text)) for text in dns["listen"]]
+    servers = [_reachable(parse_server(text)) for text in node.listen]
     if not servers:
         raise ClientError("the instance listens for DNS nowhere; name a server with --server")
-    domain = next((zone for zone in dns["zones"] if not syntax.is_reverse(zone)), CLUSTER_DOMAIN)
-    return servers, arguments.cluster_domain or domain
+    return servers, arguments.cluster_domain or node.domain or CLUSTER_DOMAIN
 
 
 def parse_server(text: str) -> Server:

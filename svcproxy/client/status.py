@@ -4,15 +4,17 @@
 import argparse
 import http.client
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from svcproxy import api
-from svcproxy.client.connection import StatusClient, find_instance, worker_instances
-from svcproxy.client.console import Console, Table, console, duration, milliseconds
-from svcproxy.errors import ConfigError, Problem
+from svcproxy.client.connection import ClientError, StatusClient, find_instance, worker_instances
+from svcproxy.client.console import Console, Table, console, duration, milliseconds, or_dash
+from svcproxy.client.explanation import UPSTREAM_COLUMNS, upstream_row
+from svcproxy.process.instance import InstancePaths
 
 PROBE_TIMEOUT = 5.0
 """Seconds a probe waits for its answer."""
@@ -23,15 +25,83 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the status, or answer a probe by the exit code."""
     if arguments.probe:
         return _probe(Path(arguments.run_dir), arguments.instance, arguments.role, arguments.probe)
+    run_dir, out = Path(arguments.run_dir), console()
     if arguments.role != AGENT:
-        raise ConfigError([Problem("has probes only: add --probe livez or --probe readyz", path="--role")])
-    instance = find_instance(Path(arguments.run_dir), arguments.instance)
-    answer = StatusClient(instance.admin_socket).get("/v1/status", api.Status)
+        return _show_workers(
+            [_worker_status(each) for each in worker_instances(run_dir, "dns", arguments.instance)],
+            arguments.output,
+            out,
+        )
+    workers = list(_workers_that_answer(run_dir, arguments.instance))
+    try:
+        answer = StatusClient(find_instance(run_dir, arguments.instance).admin_socket).get("/v1/status", api.Status)
+    except ClientError:
+        if workers:
+            _show_workers(workers, arguments.output, out)
+        raise
     if arguments.output == "json":
-        console().json(answer)
+        out.json(msgspec.to_builtins(answer) | {"dns": workers})
     else:
-        show(answer, console())
+        show(answer, out)
+        for table in dns_tables(workers):
+            out.line()
+            out.table(table)
     return 0
+
+
+def _show_workers(workers: list[api.DnsStatus], output: str, out: Console) -> int:
+    if output == "json":
+        out.json({"dns": workers})
+    else:
+        for number, table in enumerate(dns_tables(workers)):
+            if number:
+                out.line()
+            out.table(table)
+    return 0
+
+
+def _worker_status(instance: InstancePaths) -> api.DnsStatus:
+    return StatusClient(instance.admin_socket).get("/v1/status", api.DnsStatus)
+
+
+def _workers_that_answer(run_dir: Path, name: str) -> Iterator[api.DnsStatus]:
+    """Those that do not have probes to say so."""
+    with suppress(ClientError):
+        for instance in worker_instances(run_dir, "dns", name):
+            with suppress(ClientError):
+                yield _worker_status(instance)
+
+
+def dns_tables(workers: Sequence[api.DnsStatus]) -> Iterator[Table]:
+    """DNS workers, and the resolvers that they ask; none without workers."""
+    if not workers:
+        return
+    yield Table(
+        ("WORKER", "STATE", "FEED", "REVISION", "QUERIES", "SERVFAIL", "CACHED", "LISTENS ON"),
+        [
+            (
+                each.name,
+                _state(each.readiness),
+                each.feed,
+                str(each.revision),
+                str(each.queries),
+                str(each.failures),
+                str(each.cached),
+                or_dash(each.listen),
+            )
+            for each in workers
+        ],
+        "DNS",
+    )
+    troubles = [(each.name, reason) for each in workers for reason in (*each.readiness.reasons, *each.config_errors)]
+    if troubles:
+        yield Table(("WORKER", "PROBLEM"), troubles, "Problems of DNS")
+    if any(each.upstreams for each in workers):
+        yield Table(
+            ("WORKER", *UPSTREAM_COLUMNS),
+            [(each.name, *upstream_row(upstream)) for each in workers for upstream in each.upstreams],
+            "Upstreams of DNS",
+        )
 
 
 def _probe(run_dir: Path, name: str, role: str, probe: str) -> int:

@@ -26,6 +26,7 @@ from svcproxy.feed.codec import (
     CLIENT_FRAME_LIMIT,
     NAME_LIMIT,
     PROTOCOL_VERSION,
+    SNAPSHOT_RECORDS,
     FrameReader,
     Topic,
     decode_client_frame,
@@ -52,6 +53,8 @@ class Acknowledged:
     """A subscriber has put every revision up to `revision` in force."""
 
     subscriber: str
+    after: int
+    """What it had before."""
     revision: int
     at: float
     """Monotonic seconds."""
@@ -188,7 +191,7 @@ class Publisher(Generic[R]):
         """Report the revisions in `(after, revision]` as put in force."""
         first = max(after, self.revision - TIMES_KEPT) + 1
         latencies = tuple((each, now - self._times[each % TIMES_KEPT]) for each in range(first, revision + 1))
-        self._acknowledged(Acknowledged(subscriber, revision, now, latencies))
+        self._acknowledged(Acknowledged(subscriber, after, revision, now, latencies))
 
     def _append(self, added: Sequence[R], removed: Sequence[R]) -> None:
         size = len(added) + len(removed)
@@ -326,7 +329,7 @@ class Subscription(Generic[R]):
         publisher = self._publisher
         self.state = SubscriptionState.SNAPSHOT
         self._sent, self._part = publisher.revision, 0
-        self._chunks = _chunks(publisher.begin(), publisher.chunk_records)
+        self._chunks = _chunks(publisher.begin(), min(SNAPSHOT_RECORDS, publisher.chunk_records))
         return (encode_frame(SnapshotBegin(self._sent)),)
 
     def _next_delta(self) -> Sequence[bytes]:

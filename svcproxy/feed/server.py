@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from svcproxy.errors import FeedError
@@ -21,7 +22,7 @@ from svcproxy.process.sockets import Peer, peer_of
 CONNECTIONS_MAX: Final = 64
 """Connections at once; a further one is closed at once."""
 PING_INTERVAL: Final = 5.0
-"""Seconds without anything to send after which a Ping is sent."""
+"""Seconds between two Pings, whatever else is sent: most of it asks for no answer."""
 SILENCE_MAX: Final = 30.0
 """Seconds without an octet from a subscriber after which it counts as dead."""
 ACCEPT_PAUSE: Final = 0.1
@@ -122,15 +123,17 @@ class FeedServer:
             subscription.receive(octets, time.monotonic())
 
     async def _write(self, subscription: Subscription[Any], writer: asyncio.StreamWriter, wake: asyncio.Event) -> None:
+        due = time.monotonic() + self._ping_interval
         while True:
             wake.clear()
+            if (now := time.monotonic()) >= due:
+                due = now + self._ping_interval
+                subscription.ping()
             if octets := subscription.pull():
                 writer.write(octets)
                 await writer.drain()
                 await asyncio.sleep(0)  # drain() returns at once while the socket takes all: others have their turn
                 continue
-            try:
-                async with asyncio.timeout(self._ping_interval):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(due - now):
                     await wake.wait()
-            except TimeoutError:
-                subscription.ping()

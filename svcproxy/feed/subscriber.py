@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker's end of a feed: frames in, calls on a sink and acknowledgements out. Performs no I/O.
 
-Work is done in slices of a few hundred records, one per `step`, so that whoever drives this can serve others in
-between. Nothing is ever taken out of the sink but by a delta or at the end of a whole snapshot: a lost connection, an
-agent that starts anew and a snapshot cut short leave in place what was known.
+Work is done in slices of a frame or a few, one per `step`, so that whoever drives this can serve others in between.
+Nothing is ever taken out of the sink but by a delta or at the end of a whole snapshot: a lost connection, an agent that
+starts anew and a snapshot cut short leave in place what was known.
 """
 
 import enum
@@ -16,6 +16,7 @@ from svcproxy.feed.codec import (
     CHUNK_RECORDS,
     FRAME_LIMIT,
     PROTOCOL_VERSION,
+    SNAPSHOT_RECORDS,
     FrameReader,
     Topic,
     decode_agent_frame,
@@ -35,9 +36,9 @@ from svcproxy.feed.frames import (
     Welcome,
 )
 
-SLICE_RECORDS: Final = CHUNK_RECORDS
+SLICE_RECORDS: Final = SNAPSHOT_RECORDS
 """A step ends with the frame that reaches this many records."""
-SWEEP_RECORDS: Final = CHUNK_RECORDS
+SWEEP_RECORDS: Final = SNAPSHOT_RECORDS
 """Records removed in one step at the end of a snapshot."""
 SLICE_FRAMES: Final = 64
 """Frames taken in one step, however few records they hold."""

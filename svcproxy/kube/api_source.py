@@ -52,12 +52,13 @@ class ApiSource:
         remembered: Sequence[str] = (),
         *,
         pods: bool = False,
+        node_pods: bool = False,
         environ: Mapping[str, str] = os.environ,
         service_account: Path = SERVICE_ACCOUNT,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         """`known`, `versions` and `remembered`: the objects, `versions()` and `endpoints()` of an earlier life.
-        `pods`: whether all Pods are followed too.
+        `pods`: whether all Pods are followed too. `node_pods`: whether those of the node are, if that is allowed.
 
         Raises `ConfigError` when the configuration or the kubeconfig cannot be used.
         """
@@ -75,7 +76,7 @@ class ApiSource:
         self._chosen = ""
         interner = Interner()
         self._followers: dict[str, Follower[Any]] = {}
-        for resource in resources(node_name, pods=pods):
+        for resource in resources(node_name, pods=pods, node_pods=node_pods):
             reflector: Reflector[Any] = Reflector(
                 resource.kind,
                 known=known.get(resource.kind, ()),

@@ -132,6 +132,24 @@ class ApiClient:
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             raise _unavailable(server + path, exc, SHORT_TIMEOUT) from exc
 
+    async def exchange(self, server: str, method: str, path: str, body: bytes | None = None) -> tuple[bytes, str]:
+        """One short request: the body of the answer, and its Date header ("" without). Raises what the module says."""
+        credentials = await self._authenticator.current()
+        timeout = aiohttp.ClientTimeout(total=SHORT_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            async with await self._request(server, method, path, {}, credentials, timeout, headers, body) as response:
+                if response.status not in {200, 201}:
+                    await _refuse(response, {})
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
+                    answer += chunk
+                    if len(answer) > self._body_limit:
+                        raise BodyTooLarge(f"{server}{path}: an answer is larger than {self._body_limit} octets")
+                return bytes(answer), response.headers.get("Date", "")
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+            raise _unavailable(server + path, exc, SHORT_TIMEOUT) from exc
+
     async def close(self) -> None:
         """End every request and close all connections."""
         sessions, self._sessions = self._sessions, {}

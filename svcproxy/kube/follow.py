@@ -292,7 +292,7 @@ class Follower(Generic[T]):
         """The server fails: go to another at once if there is one that was not tried since the last wait."""
         retry_after = exc.retry_after if isinstance(exc, ApiUnavailable) else None
         self._servers.failed(server, self._clock(), str(exc), retry_after)
-        wait = self._failed(cause, str(exc), retry_after)
+        wait = self._failed(cause, self._servers.explained(server, str(exc)), retry_after)
         self._moves += 1
         if self._moves < len(self._servers.urls()) and self._servers.alternative(server):
             return 0.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where each kind lives in the API, and what it takes to read it. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from svcproxy.errors import ApiUnavailable
@@ -54,8 +54,9 @@ _PODS = Resource(
 """All that run. The API server sends a Pod that no longer does as deleted."""
 
 
-def resources(node_name: str, *, pods: bool) -> tuple[Resource, ...]:
-    """The kinds that the agent follows; of the Nodes its own alone, Pods only with `pods`."""
+def resources(node_name: str, *, pods: bool, node_pods: bool = False) -> tuple[Resource, ...]:
+    """The kinds that the agent follows; of the Nodes its own alone, Pods only with `pods`, or those of the node with
+    `node_pods`."""
     followed = (
         Resource(Service, "", "services", "/api/v1/services"),
         Resource(EndpointSlice, "discovery.k8s.io", "endpointslices", "/apis/discovery.k8s.io/v1/endpointslices"),
@@ -69,4 +70,7 @@ def resources(node_name: str, *, pods: bool) -> tuple[Resource, ...]:
             optional=True,
         ),
     )
+    if node_pods and not pods:
+        selector = f"spec.nodeName={node_name},{_PODS.field_selector}"
+        return (*followed, replace(_PODS, field_selector=selector, optional=True))
     return (*followed, _PODS) if pods else followed

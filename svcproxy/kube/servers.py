@@ -42,6 +42,11 @@ class Health(IntEnum):
     FAILING = 2
 
 
+_SERVICE_ADDRESS = (
+    "this is the address of a Service, which nothing may be serving on this node yet: set kube.api_servers"
+)
+
+
 @dataclass(slots=True)
 class Server:
     """One API server. Read-only outside this module."""
@@ -125,6 +130,11 @@ class ServerSet:
             server.failures += 1
             server.retry_at = now + max(wait * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, RETRY_MAX))
             server.error = error
+
+    def explained(self, url: str, error: str) -> str:
+        """An error of a server, with what a person can do about it."""
+        server = self._servers.get(url)
+        return f"{error}; {_SERVICE_ADDRESS}" if server and server.origin is Origin.IN_CLUSTER else error
 
     def to_probe(self, now: float) -> tuple[str, ...]:
         """Servers that are not known to answer and whose time has come."""

@@ -27,7 +27,15 @@ from svcproxy.model import (
 from svcproxy.model.meta import Family, Protocol, family_of
 from svcproxy.model.store import SliceChange
 from svcproxy.names.labels import canonical_ip, canonical_target, is_label
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
+from svcproxy.names.records import (
+    EndpointRecord,
+    NamedPort,
+    NamespaceRecord,
+    NodePodRecord,
+    PodRecord,
+    Record,
+    ServiceRecord,
+)
 
 PROBLEMS_PER_OBJECT = 4
 """Problems kept of one object; a broken slice can have a thousand of the same kind."""
@@ -58,7 +66,10 @@ class RecordDelta:
 class NameBuilder:
     """Derives the records of a store. One `update` for each `Touched`, in order; each costs its own objects alone."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, pod_names: bool = True, node_pods: str = "") -> None:
+        """`pod_names`: there are names of Pods. `node_pods`: the node whose Pods are known by their own names too."""
+        self._pod_names = pod_names
+        self._node_pods = node_pods
         self._counts: dict[Record, int] = {}
         self._problems: dict[ObjectKey, tuple[Problem, ...]] = {}
         self.update(_everything(store))
@@ -93,10 +104,10 @@ class NameBuilder:
         for change in touched.slices:
             self._update_slice(net, change)
         for old_pod, new_pod in touched.pods:
-            for record in _pod_records(old_pod):
-                _count(net, record, -1)
-            for record in _pod_records(new_pod):
-                _count(net, record, 1)
+            for pod_record in self._pod_records(old_pod):
+                _count(net, pod_record, -1)
+            for pod_record in self._pod_records(new_pod):
+                _count(net, pod_record, 1)
         return net
 
     def _update_service(self, net: Net, old: Service | None, new: Service | None) -> None:
@@ -124,6 +135,18 @@ class NameBuilder:
             for record in _endpoint_records(change.service, change.new, new, problems):
                 _count(net, record, 1)
             self._report(key, problems)
+
+    def _pod_records(self, pod: Pod | None) -> Iterator[PodRecord | NodePodRecord]:
+        """Records for each address of a Pod that has not ended and is not about to."""
+        if pod is None or pod.status.phase in _ENDED or pod.metadata.deletion_timestamp is not None:
+            return
+        named = bool(self._node_pods) and pod.spec.node_name == self._node_pods and not pod.spec.host_network
+        for address in pod.status.pod_ips or ():
+            ip = canonical_ip(address.ip, family_of(address.ip))
+            if ip is not None and self._pod_names:
+                yield PodRecord(pod.metadata.namespace, ip)
+            if ip is not None and named:
+                yield NodePodRecord(pod.metadata.namespace, ip, pod.metadata.name)
 
     def _report(self, key: ObjectKey, problems: Sequence[Problem]) -> None:
         if problems:
@@ -245,12 +268,3 @@ def _endpoint_records(
             hostname = ""
         pod = endpoint.target_ref.name if endpoint.target_ref is not None else ""
         yield EndpointRecord(namespace, name, ip, hostname, pod, ports)
-
-
-def _pod_records(pod: Pod | None) -> Iterator[PodRecord]:
-    """A record for each address of a Pod that has not ended and is not about to."""
-    if pod is None or pod.status.phase in _ENDED or pod.metadata.deletion_timestamp is not None:
-        return
-    for address in pod.status.pod_ips or ():
-        if (ip := canonical_ip(address.ip, family_of(address.ip))) is not None:
-            yield PodRecord(pod.metadata.namespace, ip)

@@ -82,7 +82,16 @@ class PodRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="p")
     """Canonical."""
 
 
-Record = NamespaceRecord | ServiceRecord | EndpointRecord | PodRecord
+class NodePodRecord(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
+    """An address of a Pod of this node that is no other's, with the Pod's name: who asks. No name is made of it."""
+
+    namespace: str
+    ip: str
+    """Canonical."""
+    name: str
+
+
+Record = NamespaceRecord | ServiceRecord | EndpointRecord | PodRecord | NodePodRecord
 """Another kind of record is another `svcproxy.feed.codec.PROTOCOL_VERSION`."""
 
 

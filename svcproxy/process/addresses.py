@@ -15,7 +15,16 @@ from collections.abc import Callable
 from svcproxy.errors import DecodeError
 from svcproxy.process.backoff import Backoff
 from svcproxy.process.readiness import readable
-from svcproxy.process.rtnetlink import AddressChange, DumpEnd, Failure, Group, Message, get_addresses, parse
+from svcproxy.process.rtnetlink import (
+    Acknowledgement,
+    AddressChange,
+    DumpEnd,
+    Failure,
+    Group,
+    Message,
+    get_addresses,
+    parse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +81,8 @@ class AddressTable:
                 if self._listed is not None:
                     self._known, self._listed = self._listed, None
                     self.complete = True
+            case Acknowledgement():
+                pass
             case Failure():
                 raise OSError(message.errno, os.strerror(message.errno))
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from svcproxy.errors import SvcproxyError
@@ -26,11 +27,14 @@ class LaunchError(SvcproxyError):
     """A program did not start. Reaction: as if it had started and failed."""
 
 
-def launch(argv: Sequence[str], environment: Mapping[str, str], privileges: Privileges) -> int:
+def launch(
+    argv: Sequence[str], environment: Mapping[str, str], privileges: Privileges, inherited: Sequence[int] = ()
+) -> int:
     """Start a program and return its pid, which is also its process group.
 
-    It gets standard output and error of this process, /dev/null as input and no other descriptor. No signal is
-    blocked; SIGHUP is ignored until the program asks for it, so that a supervisor may forward it to everyone.
+    It gets standard output and error of this process, /dev/null as input, `inherited` under the same numbers and no
+    other descriptor. No signal is blocked; SIGHUP is ignored until the program asks for it, so that a supervisor may
+    forward it to everyone.
     Raises `LaunchError` with the reason if it did not get as far as its own code. Only for processes with one thread.
     """
     reader, writer = os.pipe()  # both closed on exec: the end of the stream says that exec succeeded
@@ -42,7 +46,7 @@ def launch(argv: Sequence[str], environment: Mapping[str, str], privileges: Priv
         os.close(writer)
         raise LaunchError(f"fork: {exc.strerror}") from exc
     if pid == 0:
-        _begin(argv, environment, privileges, parent, writer)
+        _begin(argv, environment, privileges, inherited, parent, writer)
     os.close(writer)
     with open(reader, "rb") as stream:  # noqa: PTH123  # a descriptor
         complaint = stream.read(_COMPLAINT_OCTETS_MAX)
@@ -53,12 +57,20 @@ def launch(argv: Sequence[str], environment: Mapping[str, str], privileges: Priv
 
 
 def _begin(
-    argv: Sequence[str], environment: Mapping[str, str], privileges: Privileges, parent: int, complaints: int
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    privileges: Privileges,
+    inherited: Sequence[int],
+    parent: int,
+    complaints: int,
 ) -> NoReturn:
     try:
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the supervisor alone, which stops the roles in order
-        os.closerange(_FIRST_DESCRIPTOR, complaints)
-        os.closerange(complaints + 1, _DESCRIPTORS_MAX)
+        kept = sorted((*inherited, complaints))
+        for first, last in pairwise((_FIRST_DESCRIPTOR - 1, *kept, _DESCRIPTORS_MAX)):
+            os.closerange(first + 1, last)
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, True)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)

@@ -17,12 +17,11 @@ One packet is under way at a time: the kernel counts descriptors in flight again
 that the other is its own user or root.
 """
 
-import array
 import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -32,24 +31,21 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from svcproxy.errors import HandoverError
+from svcproxy.process.descriptors import DESCRIPTORS_MAX, close_all, receive_packet, send_packet
 from svcproxy.process.readiness import readable
 from svcproxy.process.sockets import connect_unix, listen_unix, peer_of
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-DESCRIPTORS_MAX = 253
-"""Descriptors in one packet (Linux, SCM_MAX_FD)."""
 SOCKETS_MAX = 16384
 """Sockets that one process takes over."""
-PACKET_OCTETS_MAX = 128 << 10
 ANSWER_TIMEOUT = 5.0
 """Seconds for the other side's next packet, where it has nothing to do but send it."""
 SERVING_TIMEOUT = 60.0
 """Seconds for the new process to start serving what it got; then the old one goes on alone."""
 
 _KIND = socket.SOCK_SEQPACKET
-_INT = array.array("i").itemsize
 _CONNECT_RETRY = 0.05
 _STAGE_TIMEOUT = "the other side said nothing for {} s"
 
@@ -231,7 +227,7 @@ async def _receive_all(takeover: Takeover) -> None:
     _send(connection, _Say(_Word.TAKE))
     while True:
         await readable(connection)
-        data, received = _receive_packet(connection)
+        data, received = receive_packet(connection)
         try:
             batch = _decode(data, _Batch)
             if len(batch.names) != len(received):
@@ -243,8 +239,7 @@ async def _receive_all(takeover: Takeover) -> None:
                 del received[0]
                 taken.setblocking(os.get_blocking(taken.fileno()))
         finally:
-            for descriptor in received:
-                os.close(descriptor)
+            close_all(received)
         takeover.metadata.update(batch.metadata)
         if batch.last:
             return
@@ -253,28 +248,9 @@ async def _receive_all(takeover: Takeover) -> None:
         _send(connection, _Say(_Word.MORE))
 
 
-def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and the descriptors that came with it, which are the caller's to close."""
-    space = socket.CMSG_SPACE(DESCRIPTORS_MAX * _INT)
-    data, ancillary, flags, _ = connection.recvmsg(PACKET_OCTETS_MAX, space, socket.MSG_CMSG_CLOEXEC)
-    received = list(_descriptors(ancillary))
-    if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        for descriptor in received:
-            os.close(descriptor)
-        raise HandoverError("cut short: out of descriptors, or too much at once" if data else "the other side left")
-    return data, received
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            yield from array.array("i", data[: len(data) - len(data) % _INT])
-
-
-def _send(connection: socket.socket, message: _Say | _Batch, descriptors: list[int] | None = None) -> None:
+def _send(connection: socket.socket, message: _Say | _Batch, descriptors: Sequence[int] = ()) -> None:
     """Send one packet. The other side waits for each, so there is room for it; `BlockingIOError` if not."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([msgspec.json.encode(message)], rights)
+    send_packet(connection, msgspec.json.encode(message), descriptors)
 
 
 async def _expect(connection: socket.socket, word: _Word, timeout: float) -> None:
@@ -283,9 +259,8 @@ async def _expect(connection: socket.socket, word: _Word, timeout: float) -> Non
             await readable(connection)
     except TimeoutError as exc:
         raise HandoverError(_STAGE_TIMEOUT.format(timeout)) from exc
-    data, received = _receive_packet(connection)
-    for descriptor in received:
-        os.close(descriptor)
+    data, received = receive_packet(connection)
+    close_all(received)
     said = _decode(data, _Say)
     if said.version != VERSION:
         raise HandoverError(f"the other side speaks version {said.version}, this one {VERSION}")

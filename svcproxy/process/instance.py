@@ -9,6 +9,7 @@
             admin.sock  handover.sock   0600
             feed.sock                   0660
         <role>-<n>/                     the same again for each worker process, which is the node's one by one
+            supervisor.json             of the first, where the role has a supervisor of its own
 
 Directories are 0750 and belong to the process's own user and primary group. Workers that run under another uid share
 the agent's primary group (`runAsGroup`, or `gid` in a launch plan) to reach its feed; everyone else is kept out. They
@@ -152,8 +153,8 @@ class RunDirectory:
         return paths if name and paths.path.is_dir() else None
 
     def instances(self) -> list[InstancePaths]:
-        """All instances, sorted by name. Some may have died."""
-        with contextlib.suppress(FileNotFoundError):
+        """All instances, sorted by name. Some may have died. A role's status file is no directory: it has none."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(map(InstancePaths, self._instances.iterdir()), key=lambda paths: paths.name)
         return []
 
@@ -190,6 +191,11 @@ class RunDirectory:
         if (name := self.current_name()) and not (self._instances / name).is_dir():
             self.current.unlink()
         return removed
+
+
+def worker_directory(run_dir: str, role: str, number: int) -> RunDirectory:
+    """The run directory of a worker process."""
+    return RunDirectory(Path(run_dir) / f"{role}-{number}")
 
 
 def _make_directory(path: Path) -> None:

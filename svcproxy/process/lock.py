@@ -87,6 +87,33 @@ class NodeLock:
                 since=holder.since if holder else None,
             )
 
+    def adopt(self, descriptor: int) -> bool:
+        """Go on with the lock that an earlier process has left open, and return whether it is the lock still.
+
+        The descriptor is this object's from now on, or closed.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, self._path):
+                self._sign(descriptor)
+                self._descriptor, descriptor = descriptor, -1
+        except OSError:
+            return False
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return self.held
+
+    def fileno(self) -> int:
+        """The open file that is the lock: whoever has a copy holds it too. Negative if it is not held."""
+        return -1 if self._descriptor is None else self._descriptor
+
+    def leave(self) -> None:
+        """Let go of this object's descriptor only: the lock stays with whoever has a copy."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
     async def wait(self, poll_interval: float = POLL_INTERVAL) -> None:
         """Return once this object holds the lock, at most `poll_interval` seconds after it became free.
 

@@ -42,7 +42,7 @@ def drop(privileges: Privileges) -> None:
     try:
         if keep is not None:
             _check_held(keep)
-            _narrow_bounding_set(keep, needed=(os.geteuid() if uid is None else uid) == 0)
+            _narrow_bounding_set(keep)
             prctl.keep_capabilities_across_setuid()
         _become(uid, uid if gid is None else gid)
         if keep is not None:
@@ -59,18 +59,16 @@ def _check_held(keep: Set[Capability]) -> None:
         raise PrivilegeError(f"cannot keep capabilities that are not there: {names}")
 
 
-def _narrow_bounding_set(keep: Set[Capability], *, needed: bool) -> None:
-    """Take all others from the bounding set.
+def _narrow_bounding_set(keep: Set[Capability]) -> None:
+    """Take all others from the bounding set, where CAP_SETPCAP allows it: containers seldom have that.
 
-    Only root gets capabilities back from it when a program starts, so that for other users it may stay as it is where
-    CAP_SETPCAP is missing, as in most containers.
+    Elsewhere it stays as it is. With no_new_privs not even root's programs get more from it than they are given
+    (Linux `cap_bprm_creds_from_file`).
     """
     for number in sorted(prctl.bounding_set() - keep):
         try:
             prctl.drop_from_bounding_set(number)
         except PermissionError:
-            if needed:
-                raise
             return
 
 

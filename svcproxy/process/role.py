@@ -49,17 +49,29 @@ class Life:
         self._sections = sections
         self.changed: Callable[[], None] = lambda: None
         """Called when `config` or `config_errors` has changed."""
+        self.hurried: Callable[[], None] = lambda: None
+        """Called when a signal to stop comes again."""
 
     def end_on_signals(self) -> None:
         """SIGTERM and SIGINT set `stopping`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        if self.stopping.is_set():
+            self.hurried()
+        self.stopping.set()
 
     async def ended(self) -> None:
         """Return when the process shall stop."""
         await self.stopping.wait()
         log.info("stopping", extra={"exit_code": self.exit_code})
+
+    @property
+    def follows(self) -> bool:
+        """Whether there is a file whose changes are followed."""
+        return self._launch.config_file is not None
 
     async def follow_config(self) -> None:
         """Put live keys in force as the file changes, ask for a restart for others; what is bad changes nothing."""

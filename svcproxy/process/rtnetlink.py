@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local addresses in rtnetlink's words: requests and messages as octets. Performs no I/O.
 
+Addresses that are put here expire unless they are put again in time, and are nobody's source address but their own.
+
 Covers RTM_GETADDR, RTM_NEWADDR and RTM_DELADDR (rtnetlink(7), `linux/if_addr.h`, `linux/netlink.h`) and nothing else.
 Integers are in host order. pyroute2 does the same for 13 MB and 120 ms at import, which is why this exists.
 """
@@ -27,6 +29,8 @@ class MessageType(IntEnum):
 class AddressFlag(IntFlag):
     """`IFA_F_*`, those that decide whether an address can be used."""
 
+    NODAD = 0x02
+    """It serves at once: nobody is asked whether he has it."""
     OPTIMISTIC = 0x04
     DAD_FAILED = 0x08
     TENTATIVE = 0x40
@@ -51,6 +55,8 @@ class AddressChange:
     """Canonical text."""
     usable: bool
     """Whether one can bind to it: IPv6 addresses have to pass duplicate address detection first (RFC 4862 §5.4)."""
+    expires: bool = False
+    """Whether it goes by itself some time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,12 @@ class Failure:
     errno: int
 
 
-Message = AddressChange | DumpEnd | Failure
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A request that asked for it has been carried out."""
+
+
+Message = AddressChange | DumpEnd | Failure | Acknowledgement
 
 _HEADER = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence, port."""
@@ -78,13 +89,22 @@ _ATTRIBUTE = struct.Struct("=HH")
 """rtattr: length, type."""
 _INT = struct.Struct("=i")
 _FLAGS = struct.Struct("=I")
+_CACHEINFO = struct.Struct("=IIII")
+"""ifa_cacheinfo: preferred and valid seconds, time of creation and of the last change."""
 
 _NLM_F_REQUEST = 0x001
+_NLM_F_ACK = 0x004
+_NLM_F_REPLACE = 0x100
+_NLM_F_CREATE = 0x400
 _NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x010
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+_IFA_CACHEINFO = 6
 _IFA_FLAGS = 8
+_FOREVER = 0xFFFFFFFF
+"""INFINITY_LIFE_TIME."""
+_SCOPE_UNIVERSE, _SCOPE_HOST = 0, 254
 _ATTRIBUTE_TYPE_MASK = 0x3FFF
 """Less NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 _OCTETS = {2: 4, 10: 16}
@@ -96,6 +116,41 @@ def get_addresses(sequence: int) -> bytes:
     length = _HEADER.size + _ADDRESS.size
     header = _HEADER.pack(length, MessageType.GET_ADDRESS, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
     return header + _ADDRESS.pack(0, 0, 0, 0, 0)
+
+
+def put_address(address: str, interface: int, valid: int, sequence: int) -> bytes:
+    """The request for a single address to stand on an interface for the next `valid` seconds, wanting or standing now.
+
+    IPv4 has scope host, IPv6 is deprecated from the start: the kernel takes neither as source towards others.
+    """
+    packed = ip_address(address).packed
+    scope = _SCOPE_HOST if len(packed) == 4 else _SCOPE_UNIVERSE
+    lifetime = _attribute(_IFA_CACHEINFO, _CACHEINFO.pack(0, valid, 0, 0))
+    flags = _attribute(_IFA_FLAGS, _FLAGS.pack(AddressFlag.NODAD))
+    body = _one_address(packed, scope, interface) + lifetime + flags
+    return _request(MessageType.NEW_ADDRESS, _NLM_F_CREATE | _NLM_F_REPLACE, sequence, body)
+
+
+def delete_address(address: str, interface: int, sequence: int) -> bytes:
+    """The request for a single address to leave an interface."""
+    body = _one_address(ip_address(address).packed, _SCOPE_UNIVERSE, interface)
+    return _request(MessageType.DELETE_ADDRESS, 0, sequence, body)
+
+
+def _one_address(packed: bytes, scope: int, interface: int) -> bytes:
+    family = next(family for family, octets in _OCTETS.items() if octets == len(packed))
+    head = _ADDRESS.pack(family, len(packed) * 8, 0, scope, interface)
+    return head + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+
+
+def _request(kind: MessageType, flags: int, sequence: int, body: bytes) -> bytes:
+    """One that is acknowledged."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, sequence, 0) + body
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """Values here are in whole words of four octets."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
 
 
 def parse(datagram: bytes) -> Iterator[Message]:
@@ -120,8 +175,8 @@ def parse(datagram: bytes) -> Iterator[Message]:
             case MessageType.DONE:
                 yield DumpEnd(consistent=not flags & _NLM_F_DUMP_INTR)
             case MessageType.ERROR:
-                if errno := _errno(payload):
-                    yield Failure(errno)
+                errno = _errno(payload)
+                yield Failure(errno) if errno else Acknowledgement()
             case _:
                 pass
         if flags & _NLM_F_DUMP_INTR and kind != MessageType.DONE:  # the kernel says it on one message, not on all
@@ -150,7 +205,9 @@ def _address(payload: bytes, *, added: bool) -> AddressChange | None:
         raise DecodeError(f"address of {len(packed)} octets in family {family}")
     long_flags = attributes.get(_IFA_FLAGS, b"")
     flags = _FLAGS.unpack(long_flags)[0] if len(long_flags) == _FLAGS.size else short_flags
-    return AddressChange(added, interface, prefix_length, str(ip_address(packed)), _usable(flags))
+    lifetime = attributes.get(_IFA_CACHEINFO, b"")
+    expires = len(lifetime) == _CACHEINFO.size and _CACHEINFO.unpack(lifetime)[1] != _FOREVER
+    return AddressChange(added, interface, prefix_length, str(ip_address(packed)), _usable(flags), expires)
 
 
 def _usable(flags: int) -> bool:

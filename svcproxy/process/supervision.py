@@ -26,6 +26,16 @@ class RolePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privileges: Privileges = Privileges()
     group: str = ""
     """Neighbours of one group, such as the workers of a role, are stopped together. Empty: stopped alone."""
+    keeps_sockets: bool = False
+    """Whether its processes, one after the other, have a descriptor store: `svcproxy.process.descriptor_store`."""
+
+
+class InterceptionPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses that stand on the node while a role answers at them. See `svcproxy.supervisor.interception`."""
+
+    addresses: tuple[str, ...]
+    group: str
+    """Of the roles that have to prove it."""
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +53,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crash_loop_after: int = 3
     """Ends in a row, each before `healthy_after`, that make a crash loop."""
     log: LogConfig = LogConfig()
+    interception: InterceptionPlan | None = None
 
 
 class RoleState(StrEnum):

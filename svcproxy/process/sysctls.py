@@ -23,6 +23,8 @@ from svcproxy.errors import StateError
 
 ROOT: Final = Path("/proc/sys/net/netfilter")
 """Where the parameters are, those of the network namespace of the thread that looks."""
+HOST_ROOT: Final = Path("/host/proc/sys/net/netfilter")
+"""Where they are for a container whose /proc/sys is read-only, if the host's are mounted there."""
 FILE_NAME: Final = "sysctls.json"
 """In the state directory."""
 FILE_OCTETS_MAX: Final = 64 << 10
@@ -38,7 +40,7 @@ class Wanted:
     """A value that a parameter is to have."""
 
     name: str
-    """In `ROOT`."""
+    """In `location()`."""
     value: int
     at_least: bool = False
     """A larger value stays."""
@@ -86,7 +88,12 @@ def wanted(config: ConntrackConfig, cpus: int) -> tuple[Wanted, ...]:
     return (*sizes, *(each for each in values if each.value))
 
 
-def apply(values: Iterable[Wanted], record: Path, root: Path = ROOT) -> tuple[Sysctl, ...]:
+def location() -> Path:
+    """Where the parameters can be written."""
+    return HOST_ROOT if HOST_ROOT.parent.exists() else ROOT
+
+
+def apply(values: Iterable[Wanted], record: Path, root: Path | None = None) -> tuple[Sysctl, ...]:
     """Give the parameters these values, and note in the file `record` what they were. Never raises `OSError`.
 
     A parameter is left as it is when its change cannot be noted: nobody could take it back. A record that cannot be
@@ -97,6 +104,7 @@ def apply(values: Iterable[Wanted], record: Path, root: Path = ROOT) -> tuple[Sy
     except StateError as exc:
         log.warning("kernel parameters changed earlier cannot be taken back", extra={"cause": str(exc)})
         changes = {}
+    root = root or location()
     found = tuple(_set(each, changes, record, root) for each in values)
     for each in found:
         if each.error:
@@ -104,13 +112,14 @@ def apply(values: Iterable[Wanted], record: Path, root: Path = ROOT) -> tuple[Sy
     return found
 
 
-def restore(record: Path, root: Path = ROOT) -> tuple[Sysctl, ...]:
+def restore(record: Path, root: Path | None = None) -> tuple[Sysctl, ...]:
     """Take back what `apply` has changed, and forget it; nothing to take back is fine.
 
     What somebody else has changed since stays. What cannot be taken back remains in the file. Raises `StateError` when
     the file cannot be read or written.
     """
     changes = _recorded(record)
+    root = root or location()
     restored = tuple(_take_back(name, change, root) for name, change in changes.items())
     left = {each.name: changes[each.name] for each in restored if each.error}
     try:

@@ -4,6 +4,8 @@
     BACKOFF --due--> RUNNING --ends--> BACKOFF           the wait grows unless the process had started well
     RUNNING --told to stop--> STOPPING --ends--> STOPPED     BACKOFF --told to stop--> STOPPED
 
+What the processes of a role leave in its descriptor store is for the next one, and closed where that is far.
+
 A role that asks for it by exit code 75 is started again at once, a few times in a row. A role that cannot use its
 command line or configuration (exit code 2), or whose program cannot be started at all, ends everything, for nobody can
 repair that here; but only as long as it has never started well: later on the others have something to lose.
@@ -26,6 +28,11 @@ RESTARTS_AT_ONCE = 3
 """Restarts without a wait that a role may ask for in a row before one of them has started well."""
 
 
+KEPT_SECONDS = 1.0
+"""The longest wait over which a role's sockets stay open. Beyond it clients are better off refused, or served by
+another worker that has the same address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """Start the program of a role, then tell `started` or `not_started`."""
@@ -43,7 +50,14 @@ class Send:
     signal: signal.Signals
 
 
-Command = Start | Send
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Close what the processes of a role have left in its descriptor store."""
+
+    role: int
+
+
+Command = Start | Send | Forget
 
 
 class _Role:
@@ -64,6 +78,8 @@ class _Role:
         self.started_well = False
         """Whether it ever has."""
         self.detail = ""
+        self.forget = False
+        """Whether what its processes have left open is to be closed."""
 
     @property
     def settled(self) -> bool:
@@ -72,6 +88,8 @@ class _Role:
 
     def enter(self, state: RoleState, now: float) -> None:
         self.state, self.since = state, now
+        if state is RoleState.STOPPED or (state is RoleState.BACKOFF and self.due - now > KEPT_SECONDS):
+            self.forget = self.plan.keeps_sockets
 
 
 class Supervision:
@@ -103,8 +121,11 @@ class Supervision:
 
         Ask again after every event and at `wake_at`.
         """
-        for role in self._roles:
+        for number, role in enumerate(self._roles):
             self._notice_health(role, now)
+            if role.forget:
+                role.forget = False
+                yield Forget(number)
         if self._impatient:
             yield from self._kill(range(len(self._roles)), now)
         elif self._stopping:

@@ -14,11 +14,18 @@ import msgspec
 
 from svcproxy.config import Config
 from svcproxy.options import Launch
-from svcproxy.process.instance import RunDirectory
-from svcproxy.process.supervision import WORKER_VARIABLE, LaunchPlan, RolePlan
+from svcproxy.process import prctl
+from svcproxy.process.instance import RunDirectory, worker_directory
+from svcproxy.process.prctl import Capability
+from svcproxy.process.privileges import Privileges
+from svcproxy.process.supervision import WORKER_VARIABLE, InterceptionPlan, LaunchPlan, RolePlan
 
+_DNS = "dns"
+"""Group of the workers."""
+_WORKER_CAPABILITIES = (Capability.NET_BIND_SERVICE,)
+"""All that a worker keeps where its supervisor has more for the sake of interception."""
 _GRACE = 5.0
-"""Seconds that a role has beyond `shutdown_timeout` before it is killed."""
+"""Seconds that a role has beyond `dns.lameduck` and `shutdown_timeout` before it is killed."""
 
 
 def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
@@ -29,25 +36,31 @@ def launch_plan(config: Config, arguments: list[str]) -> LaunchPlan:
 
 
 def dns_plan(config: Config, arguments: list[str]) -> LaunchPlan:
-    """The plan of `svcproxy dns` with several workers; `arguments` are those of `dns`."""
-    return _plan(config, dns_roles(config, arguments), Path(config.run_dir) / "dns-supervisor.json")
+    """The plan of `svcproxy dns`; `arguments` are those of `dns`."""
+    return _plan(config, dns_roles(config, arguments), worker_directory(config.run_dir, "dns", 0).supervisor_status)
 
 
 def dns_roles(config: Config, arguments: list[str]) -> tuple[RolePlan, ...]:
     """A process for each of `dns.workers`."""
     argv = (*_python(), "svcproxy", "dns", *arguments)
+    privileges = Privileges()
+    if config.dns.intercept:
+        held = prctl.permitted_capabilities()
+        privileges = Privileges(capabilities=tuple(each.name for each in _WORKER_CAPABILITIES if each in held))
     return tuple(
-        RolePlan(f"dns-{number}", argv, {WORKER_VARIABLE: str(number)}, group="dns")
+        RolePlan(f"dns-{number}", argv, {WORKER_VARIABLE: str(number)}, privileges, group=_DNS, keeps_sockets=True)
         for number in range(config.dns.workers)
     )
 
 
 def _plan(config: Config, roles: tuple[RolePlan, ...], status_file: Path) -> LaunchPlan:
+    dns = any(role.group == _DNS for role in roles)
     return LaunchPlan(
         roles=roles,
         status_file=str(status_file.absolute()),
-        stop_timeout=config.shutdown_timeout + _GRACE,
+        stop_timeout=config.dns.lameduck + config.shutdown_timeout + _GRACE,
         log=config.log,
+        interception=InterceptionPlan(config.dns.intercept, _DNS) if config.dns.intercept and dns else None,
     )
 
 
@@ -70,10 +83,10 @@ def main(launch: Launch) -> NoReturn:
 
 
 def dns(launch: Launch) -> int:
-    """Be the only DNS worker, or one of several, or become the supervisor of several."""
+    """Be one DNS worker, or become the supervisor of all, even of one: it keeps the sockets while a worker restarts."""
     config = launch.load()
-    if WORKER_VARIABLE not in os.environ and config.dns.workers > 1:
-        RunDirectory(Path(config.run_dir)).prepare()
+    if WORKER_VARIABLE not in os.environ:
+        worker_directory(config.run_dir, "dns", 0).prepare()
         exec_supervisor(dns_plan(config, sys.argv[sys.argv.index("dns") + 1 :]))
     # Loaded here, for a supervisor needs none of it.
     worker = importlib.import_module("svcproxy.workers.dns")

@@ -7,19 +7,25 @@ As process 1 of a container it reaps orphans too.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from svcproxy.process.child import LaunchError, launch
+from svcproxy.process.descriptor_store import STORE_VARIABLE, DescriptorStore
 from svcproxy.process.logs import configure
-from svcproxy.process.supervision import LaunchPlan, RoleState, RoleStatus, remove_status, write_status
-from svcproxy.supervisor.core import USAGE, Send, Start, Supervision
+from svcproxy.process.supervision import LaunchPlan, RolePlan, RoleState, RoleStatus, remove_status, write_status
+from svcproxy.supervisor.core import USAGE, Forget, Send, Start, Supervision
+
+if TYPE_CHECKING:
+    from svcproxy.supervisor.interception import Interception
 
 log = logging.getLogger("svcproxy.supervisor")
 
@@ -35,6 +41,12 @@ class Supervisor:
         self._epoch = time.time() - time.monotonic()
         self._status_file = Path(plan.status_file)
         self._written: tuple[RoleStatus, ...] = ()
+        self._interception: Interception | None = None
+        if plan.interception is not None:
+            # Loaded here, for most supervisors need none of it.
+            module = importlib.import_module("svcproxy.supervisor.interception")
+            self._interception = module.Interception(plan.interception.addresses, time.monotonic())
+        self._stores = {number: DescriptorStore.make() for number, role in enumerate(plan.roles) if role.keeps_sockets}
 
     def run(self) -> int:
         """Keep everything running until told to stop, or until a role cannot be run. Returns the exit code."""
@@ -45,9 +57,12 @@ class Supervisor:
                 if self._core.finished:
                     return self._core.exit_code
                 self._write_status()
+                self._intercept()
                 self._sleep()
                 self._reap()
         finally:
+            if self._interception is not None:
+                self._interception.close()
             remove_status(self._status_file)
 
     def _carry_out(self) -> None:
@@ -55,6 +70,8 @@ class Supervisor:
             match command:
                 case Start(number):
                     self._start(number)
+                case Forget(number):
+                    self._stores[number].clear()
                 case Send(number, pid, what):
                     if what is signal.SIGKILL:
                         log.warning("role does not end, killing it", extra=self._facts(number, pid))
@@ -65,7 +82,7 @@ class Supervisor:
     def _start(self, number: int) -> None:
         plan = self._plan.roles[number]
         try:
-            pid = launch(plan.argv, os.environ | plan.environment, plan.privileges)
+            pid = self._launch(number)
         except LaunchError as exc:
             log.error("role cannot be started", extra={"object": plan.name, "cause": str(exc)})  # noqa: TRY400  # it says all
             self._core.not_started(number, str(exc), time.monotonic())
@@ -73,9 +90,47 @@ class Supervisor:
             self._core.started(number, pid, time.monotonic())
             log.info("role started", extra=self._facts(number, pid))
 
+    def _launch(self, number: int) -> int:
+        plan = self._plan.roles[number]
+        inherited = self._stores[number].descriptors if number in self._stores else ()
+        environment = os.environ | plan.environment
+        if inherited:
+            environment[STORE_VARIABLE] = ",".join(map(str, inherited))
+        if self._interception is None or not self._proves(plan):
+            return launch(plan.argv, environment, plan.privileges, inherited)
+        try:
+            descriptor, told = self._interception.open(number)
+        except OSError as exc:
+            raise LaunchError(f"pipe: {exc.strerror}") from exc
+        try:
+            return launch(plan.argv, environment | told, plan.privileges, (*inherited, descriptor))
+        except LaunchError:
+            self._interception.ended(number)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _proves(self, role: RolePlan) -> bool:
+        return self._plan.interception is not None and role.group == self._plan.interception.group
+
+    def _intercept(self) -> None:
+        """Renew what is intercepted when it is time, and kill workers that hang."""
+        now = time.monotonic()
+        if self._interception is None or now < self._interception.due:
+            return
+        for number in self._interception.turn(now):
+            role = self._core.statuses(self._epoch)[number]
+            if role.state is RoleState.RUNNING and role.pid is not None:
+                log.warning("role hangs, killing it", extra=self._facts(number, role.pid))
+                _send_to_group(role.pid, signal.SIGKILL)
+
+    def _wake_at(self) -> float | None:
+        times = [self._core.wake_at(), self._interception.due if self._interception is not None else None]
+        return min((each for each in times if each is not None), default=None)
+
     def _sleep(self) -> None:
         """Until a signal comes or time changes something; take the signal in."""
-        wake_at = self._core.wake_at()
+        wake_at = self._wake_at()
         if wake_at is None:
             received = signal.sigwaitinfo(_SIGNALS)
         else:
@@ -85,6 +140,8 @@ class Supervisor:
             received = at_once
         if received.si_signo in (signal.SIGTERM, signal.SIGINT):
             log.info("stopping", extra={"signal": signal.Signals(received.si_signo).name})
+            if self._interception is not None:
+                self._interception.stop(time.monotonic())
             self._core.stop(time.monotonic())
         elif received.si_signo == signal.SIGHUP:
             for pid in self._core.running():
@@ -98,6 +155,8 @@ class Supervisor:
             _, status = os.waitpid(pid, 0)
             name = self._core.ended(pid, os.waitstatus_to_exitcode(status), time.monotonic())
             if name is not None:
+                if self._interception is not None:
+                    self._interception.ended(self._number(name))
                 role = next(role for role in self._core.statuses(self._epoch) if role.name == name)
                 level = logging.WARNING if role.state is RoleState.BACKOFF else logging.INFO
                 log.log(
@@ -113,6 +172,9 @@ class Supervisor:
             write_status(self._status_file, statuses)
         except OSError as exc:
             log.warning("status not written", extra={"cause": str(exc)})
+
+    def _number(self, name: str) -> int:
+        return next(number for number, role in enumerate(self._plan.roles) if role.name == name)
 
     def _facts(self, number: int, pid: int) -> dict[str, object]:
         return {"object": self._plan.roles[number].name, "pid": pid}

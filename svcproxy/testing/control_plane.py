@@ -86,14 +86,21 @@ class ControlPlane:
     server_hosts: Sequence[str] = ()
     """An address for each API server, all on one port, as in a cluster; default: `host`, with ports of their own."""
     flags: Sequence[str] = ()
+    etcd_data: Path | None = None
+    """What an etcd holds at the start: a folder that `save_etcd` has made. It is copied, not used."""
     admin_token: str = "admin-token"
+    tokens: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Further users: by token, the user's name and group."""
+    parent: Path | None = None
+    """Where the scratch directory is made; default: where the system makes temporary files."""
     directory: Path = field(init=False)
     urls: list[str] = field(init=False, default_factory=list)
     etcd: Process = field(init=False)
     apiservers: list[Process] = field(init=False, default_factory=list)
+    controllers: list[Process] = field(init=False, default_factory=list)
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="svcproxy-cp-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="svcproxy-cp-", dir=self.parent))
         try:
             self._start()
         except BaseException:
@@ -118,7 +125,9 @@ class ControlPlane:
         hosts = list(self.server_hosts) or [self.host] * self.servers
         _write_pki(self.directory, [self.host, *hosts])
         with (self.directory / "tokens.csv").open("w", newline="") as handle:
-            csv.writer(handle).writerow([self.admin_token, "admin", "admin", "system:masters"])
+            rows = csv.writer(handle)
+            rows.writerow([self.admin_token, "admin", "admin", "system:masters"])
+            rows.writerows([token, user, user, group] for token, (user, group) in self.tokens.items())
         client_port, peer_port, *ports = _free_ports(self.host, 2 + len(hosts))
         if self.server_hosts:
             ports = [ports[0]] * len(hosts)
@@ -138,6 +147,8 @@ class ControlPlane:
                 "--log-level=warn",
             ],
         )
+        if self.etcd_data is not None:
+            shutil.copytree(self.etcd_data, self.directory / "etcd")
         self.etcd.start()
         for number, (host, port) in enumerate(zip(hosts, ports, strict=True)):
             self.urls.append(f"https://{_bracketed(host)}:{port}")
@@ -145,6 +156,19 @@ class ControlPlane:
             self.apiservers[-1].start()
         for number in range(len(hosts)):
             self.wait_ready(number)
+
+    def start_controllers(self) -> None:
+        """Start a kube-controller-manager and a kube-scheduler too. They bind their usual ports on loopback."""
+        common = [f"--kubeconfig={self.kubeconfig()}", "--leader-elect=false", "--bind-address=127.0.0.1"]
+        keys = [
+            f"--service-account-private-key-file={self.directory / 'sa.key'}",
+            f"--root-ca-file={self.ca_file}",
+            "--allocate-node-cidrs=false",
+        ]
+        for name, arguments in (("kube-controller-manager", keys), ("kube-scheduler", [])):
+            process = self._process(name, [str(binaries.find(name)), *common, *arguments])
+            self.controllers.append(process)
+            process.start()
 
     def _process(self, name: str, command: Sequence[str]) -> Process:
         return Process(name, command, self.directory / f"{name}.log")
@@ -187,9 +211,18 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End every process and remove the scratch directory."""
-        for process in [*self.apiservers, *([self.etcd] if hasattr(self, "etcd") else [])]:
+        for process in [*self.controllers, *self.apiservers, *([self.etcd] if hasattr(self, "etcd") else [])]:
             process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def save_etcd(self, folder: Path) -> None:
+        """End every process and leave what etcd holds in `folder`, which is complete if it is there."""
+        for process in [*self.apiservers, self.etcd]:
+            process.kill()
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(self.directory / "etcd", unfinished)
+        unfinished.rename(folder)
 
     def restart(self, number: int = 0) -> None:
         """Start an API server that was killed and wait until it is ready."""

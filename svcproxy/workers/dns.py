@@ -9,49 +9,56 @@ agent runs; before it has ever known one, what it cannot know is SERVFAIL.
 import asyncio
 import errno
 import gc
+import hashlib
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from socket import SOCK_DGRAM, socket
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, socket
 from typing import Any
 
+import msgspec
 import uvloop
 
-from svcproxy import api
-from svcproxy.admin.server import serve_health
+from svcproxy import api, syntax
+from svcproxy.admin.worker import WorkerAnswers, WorkerServer
 from svcproxy.config import Config
 from svcproxy.errors import ConfigError, Problem
 from svcproxy.feed.client import FeedClient
 from svcproxy.feed.codec import NAMES
-from svcproxy.feed.subscriber import FeedState, Subscriber
+from svcproxy.feed.subscriber import FeedState, Phase, Subscriber
 from svcproxy.names.records import Record
 from svcproxy.options import Launch
 from svcproxy.process import logs
-from svcproxy.process.instance import RunDirectory
-from svcproxy.process.role import Life, Place, live
+from svcproxy.process.descriptor_store import DescriptorStore
+from svcproxy.process.instance import RunDirectory, worker_directory
+from svcproxy.process.role import RESTART_WANTED, Life, Place, live
 from svcproxy.process.succession import Succession
 from svcproxy.process.supervision import WORKER_VARIABLE
-from svcproxy.workers.dns_metrics import DnsMetrics
-from svcproxy_dns.listeners import bind_listeners
+from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
+from svcproxy.workers.dns_query_log import QueryLogOutput
+from svcproxy.workers.dns_status import DnsStatusApi, Surroundings
+from svcproxy.workers.interception import InterceptionCollector, Prover, Standing
+from svcproxy_dns.listeners import bind_listeners, receive_room
 from svcproxy_dns.resolv_conf import ResolvConf
+from svcproxy_dns.self_check import SelfCheck
 from svcproxy_dns.worker import DnsWorker
 
 log = logging.getLogger(__name__)
 
 WARM_TIMEOUT = 10.0
 """Seconds to wait for the feed before serving all the same: SERVFAIL tells resolvers more than silence."""
+RESUME_TIMEOUT = 4.0
+"""The same where clients wait in sockets of an earlier process and no agent answers: resolvers give up after 5."""
+RESTART_DRAIN_TIMEOUT = 1.0
+"""Seconds for what has been asked to be answered before a restart; who asks meanwhile waits for the next process."""
 BIND_PATIENCE = 5.0
 """Seconds to wait for an address that is in use."""
 BIND_RETRY = 0.02
 """Seconds between two attempts at it."""
 OWN_KEYS = frozenset({"dns", "log", "run_dir", "shutdown_timeout"})
 """Top-level keys that concern the role."""
-
-
-def role_directory(run_dir: str, number: int) -> Path:
-    """The run directory of a DNS worker process."""
-    return Path(run_dir) / f"dns-{number}"
 
 
 class DnsTenant:
@@ -64,18 +71,26 @@ class DnsTenant:
 
     async def start(self, inherited: Mapping[str, socket]) -> None:
         """Answer on the predecessor's sockets where they are the configured ones, else on new ones."""
-        wanted = set(self._config.dns.listen)
+        sound = {name: each for name, each in inherited.items() if name == socket_name(each)}
+        wanted = set(self._config.dns.sockets)
+        complete = {address for address in wanted if {f"udp/{address}", f"tcp/{address}"} <= sound.keys()}
         sockets = []
-        for name, taken in inherited.items():
-            if name.partition("/")[2] in wanted:
-                sockets.append(taken)
+        for name, each in inherited.items():
+            if name in sound and name.partition("/")[2] in complete:
+                sockets.append(each)
             else:
-                taken.close()
-        missing = wanted - {socket_name(each).partition("/")[2] for each in sockets}
-        if missing:
+                each.close()
+        if missing := wanted - complete:
             sockets += await self._bind(sorted(missing))
         await self._worker.start(sockets)
-        log.info("answering", extra={"listen": ", ".join(sorted({socket_name(each) for each in sockets}))})
+        log.info(
+            "answering",
+            extra={
+                "listen": ", ".join(sorted(map(socket_name, sockets))),
+                "inherited": 2 * len(complete),
+                "receive_octets": min((receive_room(each) for each in sockets if each.type == SOCK_DGRAM), default=0),
+            },
+        )
 
     async def _bind(self, listen: list[str]) -> list[socket]:
         """Sockets on addresses; one that is in use is tried again for `BIND_PATIENCE`.
@@ -85,7 +100,8 @@ class DnsTenant:
         deadline = asyncio.get_running_loop().time() + BIND_PATIENCE
         while True:
             try:
-                return bind_listeners(listen, shared=self._config.dns.workers > 1)
+                dns = self._config.dns
+                return bind_listeners(listen, shared=dns.workers > 1, absent=dns.intercept)
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
                     raise
@@ -105,7 +121,9 @@ class DnsTenant:
 
 
 def socket_name(each: socket) -> str:
-    """`udp/127.0.0.1:53`, as it was configured."""
+    """`udp/127.0.0.1:53`, as it was configured; empty for what DNS is not served on."""
+    if each.family not in {AF_INET, AF_INET6}:
+        return ""
     host, port = each.getsockname()[:2]
     return f"{'udp' if each.type == SOCK_DGRAM else 'tcp'}/{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -113,15 +131,49 @@ def socket_name(each: socket) -> str:
 class DnsRole:
     """One worker process."""
 
-    def __init__(self, life: Life, place: Place) -> None:
+    def __init__(self, life: Life, place: Place, number: int, store: DescriptorStore | None) -> None:
+        """`number`: of this worker, from 0."""
+        self._number = number
         config, run = life.config, place.run
         self._life = life
+        self._store = store
         self._run = run
         self._instance = place.instance
         self._serves = False
+        self._succeeded = False
+        """Whether another instance has taken over from this one."""
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._metrics = DnsMetrics(self._worker.statistics, lambda: self._feed.state.stale, config.dns)
+        self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
+        intercepted = InterceptionCollector(config.dns.intercept, lambda: self._prover.local)
+        self._metrics = DnsMetrics(
+            self._worker.statistics,
+            lambda: self._feed.state.stale,
+            config.dns,
+            [intercepted],
+            self._statistics,
+        )
+        self._query_log = QueryLogOutput(self._worker)
+        self._self_check = SelfCheck(config.dns.cluster_domain, self._worker.sockets)
+        about = Surroundings(
+            name=run.path.name,
+            instance=place.instance.paths.name,
+            config=lambda: self._life.config.dns,
+            readiness=self._readyz,
+            feed=lambda: self._feed.state,
+            feed_error=lambda: self._feed.error,
+            listen=lambda: [socket_name(each) for each in self._worker.sockets() if each.fileno() >= 0],
+            config_errors=lambda: self._life.config_errors,
+        )
+        status = DnsStatusApi(self._worker, about)
+        self._doors = WorkerServer(
+            WorkerAnswers(self._livez, self._readyz, self._metrics.render, self._laggards, status.routes())
+        )
+        self._leaves = asyncio.Event()
+        """Set when there is nobody left to answer for, or no time."""
+        self._configs_refused = 0
+        life.changed = self._config_changed
+        life.hurried = self._leaves.set
         name = run.path.name
         subscriber: Subscriber[Record] = Subscriber(NAMES, self._worker.sink, name, os.getpid())
         self._feed = FeedClient(self._feed_path, subscriber, self._feed_changed)
@@ -129,25 +181,62 @@ class DnsRole:
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a configuration that needs a restart; returns the exit code."""
         self._life.end_on_signals()
+        self._query_log.use(self._life.config)
         path = self._instance.paths.admin_socket
-        async with serve_health(path, self._livez, self._readyz, self._metrics.render), asyncio.TaskGroup() as group:
-            succession = Succession(self._run, self._instance, self._lock_changed)
+        async with self._doors.serve_socket(path), asyncio.TaskGroup() as group:
+            succession = Succession(self._run, self._instance, self._lock_changed, self._store)
+            resumed = succession.resume()
             work: dict[str, Coroutine[Any, Any, None]] = {
                 "feed": self._feed.run(),
                 "config": self._life.follow_config(),
+                "interception": self._prover.run(),
+                "self-check": self._self_check.run(),
                 "succession": succession.run(self._warm, lambda: DnsTenant(self._life.config, self._worker, group)),
             }
-            work |= self._upstreams()
+            work |= self._upstreams() | self._listener()
             tasks = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
-            patience = asyncio.get_running_loop().call_later(WARM_TIMEOUT, self._serve_unwarmed)
+            loop = asyncio.get_running_loop()
+            patience = [loop.call_later(WARM_TIMEOUT, self._serve_unwarmed)]
+            if resumed:
+                patience.append(loop.call_later(RESUME_TIMEOUT, self._serve_alone))
             await self._life.ended()
-            patience.cancel()
+            for timer in patience:
+                timer.cancel()
+            await self._lame_duck()
             self._serves = False
-            await self._worker.drain(self._life.config.shutdown_timeout)
+            await self._worker.drain(self._drain_timeout(succession))
             for task in tasks:
                 task.cancel()
+        self._query_log.close()
         self._worker.close()
         return self._life.exit_code
+
+    async def _lame_duck(self) -> None:
+        """Answer on, no longer ready, for those who have not heard of it yet; not if the role begins anew at once."""
+        if not self._serves or self._life.exit_code:
+            return
+        seconds = self._life.config.dns.lameduck
+        log.info("answering on", extra={"seconds": seconds})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaves.wait()
+
+    def _listener(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """The TCP listener for health and metrics: each worker has its own port."""
+        address = self._life.config.dns.metrics_listen
+        if address is None:
+            return {}
+        host, _, port = address.rpartition(":")
+        number = int(port) + self._number if int(port) else 0
+        return {"metrics listener": self._doors.serve_tcp(f"{host}:{number}")}
+
+    def _drain_timeout(self, succession: Succession) -> float:
+        """Seconds for clients to get what they have asked for, now that the process ends."""
+        timeout = self._life.config.shutdown_timeout
+        if self._store is not None and self._life.exit_code == RESTART_WANTED:
+            return min(timeout, RESTART_DRAIN_TIMEOUT)
+        succession.retire()
+        return timeout
 
     # --- upstreams
 
@@ -180,9 +269,28 @@ class DnsRole:
         self._warm.set()
         gc.enable()
 
+    def _serve_alone(self) -> None:
+        if self._feed.state.phase in {Phase.OFFLINE, Phase.GREETING}:
+            self._serve_unwarmed()
+
     def _lock_changed(self, held: bool) -> None:
         self._serves = held
+        self._doors.want_tcp(held)
+        if held:
+            self._leaves.clear()
+        else:
+            self._leaves.set()
+        self._succeeded = not held
+        self._prover.standing_changed()
         log.info("this instance is the node's" if held else "another instance is the node's")
+
+    def _standing(self) -> Standing:
+        if self._serves:
+            answers = self._feed.state.complete and not self._life.stopping.is_set()
+            return Standing(answers=answers, stands_by=False)
+        active = self._run.active()
+        another = active is not None and active.name != self._instance.paths.name
+        return Standing(answers=False, stands_by=self._succeeded or another)
 
     # --- probes
 
@@ -191,19 +299,67 @@ class DnsRole:
 
     def _readyz(self) -> api.Readiness:
         state = self._feed.state
+        stopping = self._life.stopping.is_set()
         reasons = []
-        if not self._serves:
+        if stopping:
+            reasons.append("this instance is about to end")
+        elif not self._serves:
             reasons.append("another instance serves, or nothing is known yet")
         if not state.complete:
             reasons.append(f"no complete set of names yet{f' ({self._feed.error})' if self._feed.error else ''}")
         elif state.stale:
             reasons.append("what is served may be out of date")
+        if self._serves:
+            reasons += self._prover.reasons()
         return api.Readiness(
-            ready=self._serves and state.complete,
+            ready=self._serves and state.complete and not stopping,
             stale=state.complete and state.stale,
             waiting=not self._serves,
             reasons=tuple(reasons),
         )
+
+    def _laggards(self) -> str:
+        """What is not ready, in the words of CoreDNS' `/ready`."""
+        if self._life.stopping.is_set():
+            return "lameduck"
+        return "" if self._readyz().ready else "kubernetes"
+
+    # --- numbers
+
+    def _statistics(self) -> RoleStatistics:
+        return RoleStatistics(
+            plugins=tuple(self._plugins()),
+            checks=self._self_check.times,
+            check_failures=self._self_check.failures,
+            config_hash=hashlib.sha512(msgspec.json.encode(self._life.config)).hexdigest(),
+            config_refused=self._configs_refused,
+            query_log=self._query_log.statistics(),
+        )
+
+    def _plugins(self) -> Iterator[tuple[str, str]]:
+        """CoreDNS' names of what is at work, by zone."""
+        dns = self._life.config.dns
+        for zone in dns.zones:
+            if not syntax.is_reverse(zone):
+                yield f"{zone}.", "kubernetes"
+        for name, at_work in (
+            ("cache", self._worker.forwards),
+            ("forward", self._worker.forwards),
+            ("health", dns.metrics_listen is not None),
+            ("loadbalance", True),
+            ("log", bool(dns.query_log.classes)),
+            ("loop", self._worker.forwards),
+            ("prometheus", dns.metrics_listen is not None),
+            ("ready", dns.metrics_listen is not None),
+            ("reload", self._life.follows),
+        ):
+            if at_work:
+                yield ".", name
+
+    def _config_changed(self) -> None:
+        if self._life.config_errors:
+            self._configs_refused += 1
+        self._query_log.use(self._life.config)
 
 
 def main(launch: Launch) -> int:
@@ -213,9 +369,10 @@ def main(launch: Launch) -> int:
     number = os.environ.get(WORKER_VARIABLE, "0")
     if not number.isascii() or not number.isdigit():
         raise ConfigError([Problem(f"not a number: {number!r}", path=WORKER_VARIABLE)])
+    store = DescriptorStore.inherited()
     gc.disable()  # until the first snapshot is in: a collection meanwhile costs 10 ms
 
     async def role(place: Place) -> int:
-        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place).run()
+        return await DnsRole(Life("dns", launch, config, OWN_KEYS), place, int(number), store).run()
 
-    return live(role_directory(config.run_dir, int(number)), role, uvloop.new_event_loop)
+    return live(worker_directory(config.run_dir, "dns", int(number)).path, role, uvloop.new_event_loop)

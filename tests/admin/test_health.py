@@ -203,7 +203,25 @@ FILES = KindFreshness("Service", synced=True, contact_age=None)
             ),
             id="another instance holds the node",
         ),
+        pytest.param(
+            False,
+            False,
+            False,
+            UNSYNCED,
+            Readiness(
+                ready=False,
+                stale=False,
+                waiting=False,
+                reasons=("not synced: EndpointSlice", "nothing has been programmed completely yet"),
+            ),
+            id="it asks nobody for the node before it could serve",
+        ),
     ],
 )
 def test_readiness(holds: bool, programmed: bool, snapshot: bool, kind: KindFreshness, expected: Readiness) -> None:
     assert readiness(Progress(holds, programmed, snapshot, [kind], silence_timeout=90.0)) == expected
+
+
+def test_a_moment_is_the_same_whenever_its_wall_time_is_asked_for() -> None:
+    early, late = Instant(100.0, 1_700_000_100.2), Instant(107.0001, 1_700_000_107.2)
+    assert early.wall_at(90.0) == late.wall_at(90.0) == 1_700_000_090.0

@@ -39,6 +39,7 @@ def use_all(metrics: AgentMetrics) -> None:
     metrics.observe_frontends(0.0004)
     metrics.observe_dataplane(0.0007)
     metrics.observe_ack("dns-0", 0.0009)
+    metrics.observe_dns_programming("cluster_ip", 0.2)
     metrics.observe_relist("Service")
     metrics.observe_decode_failure("Service")
     metrics.observe_dataplane_lost()

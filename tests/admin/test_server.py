@@ -14,8 +14,9 @@ import pytest
 from svcproxy import api
 from svcproxy.admin import server
 from svcproxy.admin.metrics import AgentMetrics
-from svcproxy.admin.server import AdminServer, host_allowed, serve_health
+from svcproxy.admin.server import AdminServer, host_allowed
 from svcproxy.admin.state import AgentState
+from svcproxy.admin.worker import WorkerAnswers, WorkerServer
 from svcproxy.config import AdminConfig, Config, DataplaneConfig, DetectLocalMode, KubeConfig
 from svcproxy.model import Changes, NamespacedName, Service
 from svcproxy.testing.admin import FakeSource, example_state
@@ -354,7 +355,8 @@ async def test_a_worker_serves_its_own_health(tmp_path: Path) -> None:
         return b"coredns_dns_requests_total 1\n"
 
     path = tmp_path / "dns-0.health.sock"
-    async with serve_health(path, lambda: live, lambda: starting, metrics), over(path) as client:
+    doors = WorkerServer(WorkerAnswers(lambda: live, lambda: starting, metrics))
+    async with doors.serve_socket(path), over(path) as client:
         async with client.get("/livez") as response:
             assert response.status == 200
         async with client.get("/readyz") as response:
@@ -377,7 +379,8 @@ async def test_too_many_requests_at_once_are_refused(tmp_path: Path) -> None:
 
     live = api.Readiness(ready=True, stale=False, waiting=False)
     path = tmp_path / "slow.sock"
-    async with serve_health(path, lambda: live, lambda: live, metrics), over(path) as client:
+    doors = WorkerServer(WorkerAnswers(lambda: live, lambda: live, metrics))
+    async with doors.serve_socket(path), over(path) as client:
 
         async def ask() -> int:
             async with client.get("/metrics") as response:

@@ -78,9 +78,6 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
             "kube.manifests: /nothing/here: No such file or directory",
             id="rules of manifests that are not there",
         ),
-        pytest.param(
-            ["status", "--role", "dns"], "--role: has probes only: add --probe livez or --probe readyz", id="dns status"
-        ),
         pytest.param(["resolve", "web", "NONSENSE"], "TYPE: 'NONSENSE' is not a record type", id="record type"),
         pytest.param(
             ["resolve", "web", "--server", "dns.example"],
@@ -214,6 +211,7 @@ def test_probes_of_the_dns_workers_ask_every_worker(run_dir: Path, capsys: pytes
     assert main(command) == 1
     assert capsys.readouterr().err == f"svcproxy: no dns worker runs under {run_dir}\n"
     first, second = (RunDirectory(run_dir / worker).open_instance("w") for worker in ("dns-0", "dns-1"))
+    (run_dir / "dns-supervisor.json").touch()
     waiting = example_state()
     waiting.holds_node = False
     with serving(example_state(), first.paths.admin_socket):

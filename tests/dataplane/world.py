@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import os
+import random as random_module
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -46,14 +47,13 @@ class UserspaceHarness:
         self.now = 1000.0
         self.notices: list[Notice] = []
         self._obstacles: dict[Address, socket.socket] = {}
-        options = {} if random is None else {"random": random}
         self.plane = UserspaceDataplane(
             DataplaneConfig(userspace=config),
             source_kind=source_kind,
             inherited=inherited,
             clock=lambda: self.now,
             report=self.notices.append,
-            **options,
+            random=random or random_module.random,
         )
 
     def ip(self, number: int) -> str:

@@ -2,15 +2,18 @@
 """What is answered beyond the acceptance cases. `~` stands for `.shop.svc.cluster.local.`"""
 
 import itertools
+from collections import Counter
 
 import dns.edns
 import dns.flags
 import dns.message
+import dns.rcode
 import pytest
 
 from svcproxy.model.meta import Protocol
 from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, Record, ServiceRecord
 from svcproxy_dns.rendered import TCP
+from svcproxy_dns.wire import OPT_OCTETS
 from tests.dns.world import (
     NODATA,
     NXDOMAIN,
@@ -281,13 +284,64 @@ def test_only_answers_about_a_bounded_number_of_names_are_kept(qname: str, kept:
     assert len(client.rendered.answers) == kept
 
 
-def test_queries_with_options_are_not_kept() -> None:
+def test_one_kept_answer_serves_whatever_options_a_query_has() -> None:
     client = Client(synced_zone(records()))
-    options: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, bytes(8))]
-    response = client.exchange(dns.message.make_query(WEB, "A", use_edns=0, options=options))
-    assert addresses(response) == ["10.96.10.1"]
-    assert response.options == (), "B19: an option is not reflected"
-    assert not client.rendered.answers
+    for cookie in (bytes(8), b"another!", b""):
+        options: list[dns.edns.Option] = [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, cookie)] if cookie else []
+        response = client.exchange(dns.message.make_query(WEB, "A", use_edns=0, options=options))
+        assert addresses(response) == ["10.96.10.1"]
+        assert (response.edns, response.options) == (0, ()), "B19: an option is not reflected"
+        assert client.core.rendered == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(b"\0\0\x29\x04\xd0\0\0\0\0\0\1", id="options longer than the message"),
+        pytest.param(b"\0\0\x29\x04\xd0\0\0\0\0", id="no length of the options"),
+        pytest.param(b"\0\0\x29\x04", id="cut"),
+        pytest.param(b"", id="no OPT where one is announced"),
+    ],
+)
+def test_a_cut_opt_is_refused_though_the_question_is_kept(end: bytes) -> None:
+    client = Client(synced_zone(records()))
+    whole = dns.message.make_query(WEB, "A", use_edns=0, payload=1232).to_wire()
+    client.exchange(whole)
+    assert client.exchange(whole[:-OPT_OCTETS] + end).rcode() == dns.rcode.FORMERR
+
+
+def test_a_change_is_seen_by_every_spelling_of_a_query() -> None:
+    """A query whose OPT was kept with it too."""
+    zone = synced_zone(records())
+    client = Client(zone)
+    query = dns.message.make_query(WEB, "A", use_edns=0)
+    for _ in range(3):
+        assert addresses(client.exchange(query)) == ["10.96.10.1"]
+    old = next(each for each in records() if isinstance(each, ServiceRecord) and each.name == "web")
+    zone.change([ServiceRecord("shop", "web", ("10.96.10.77",), old.ports)], [old])
+    for rendered in (2, 2, 2):
+        assert addresses(client.exchange(query)) == ["10.96.10.77"]
+        assert client.core.rendered == rendered
+
+
+def test_sizes_and_do_are_counted_however_the_answer_came_about() -> None:
+    client = Client(synced_zone(records()))
+    queries = [
+        dns.message.make_query(name, "A", use_edns=0 if edns else -1, want_dnssec=dnssec)
+        for name in (WEB, "hl.shop.svc.cluster.local.", "nope.shop.svc.cluster.local.", "www.example.com.")
+        for edns, dnssec in ((False, False), (True, False), (True, True))
+    ]
+    expected: tuple[Counter[int], Counter[int]] = Counter(), Counter()
+    for query in queries * 3:
+        wire = query.to_wire()
+        response = client.core.respond(wire, 1)
+        assert isinstance(response, bytes)
+        expected[0][len(wire)] += 1
+        expected[1][len(response)] += 1
+    counts = client.core.counts
+    assert (Counter(counts.requests[UDP]), Counter(counts.responses[UDP])) == expected
+    assert counts.dnssec_ok == 12
+    assert not counts.requests[TCP]
 
 
 def test_counts() -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from svcproxy.config import DnsCacheConfig, DnsConfig, DnsForwardConfig, UpstreamPolicy
 from svcproxy_dns.cache import Cache, CacheLimits
+from svcproxy_dns.channels import TURN_BATCH
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
-from svcproxy_dns.forwarder import TURN_BATCH, Forwarder
+from svcproxy_dns.forwarder import Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import bind_listeners
 from svcproxy_dns.resolver import Bounds, Resolver

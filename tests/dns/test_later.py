@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from svcproxy_dns.admission import TcpLimits
 from svcproxy_dns.elsewhere import Deliver, Later
 from svcproxy_dns.framing import frame
-from svcproxy_dns.tcp import UNREAD_MAX, TcpLimits
+from svcproxy_dns.tcp import UNREAD_MAX
 from svcproxy_dns.udp import LATER_BATCH
 from tests.dns.test_server import PATIENT, SOON, connected, read_message, receive, serving, udp
 

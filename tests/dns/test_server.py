@@ -5,17 +5,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import dns.asyncquery
 import dns.message
 import pytest
 
+from svcproxy_dns.admission import TcpLimits
 from svcproxy_dns.elsewhere import Later
 from svcproxy_dns.framing import frame
-from svcproxy_dns.listeners import bind_listeners, parse_listen
+from svcproxy_dns.listeners import UDP_RECEIVE_OCTETS, bind_listeners, parse_listen, receive_room
 from svcproxy_dns.rendered import TCP
 from svcproxy_dns.server import DnsServer
-from svcproxy_dns.tcp import TcpLimits
 from svcproxy_dns.udp import BATCH, Respond
 from tests.dns.world import Client, addresses, records, synced_zone
 
@@ -139,6 +140,23 @@ async def test_a_response_that_cannot_be_sent_is_counted(udp: socket.socket) -> 
         assert server.unsent == 1
 
 
+def test_what_finds_no_room_is_counted(udp: socket.socket) -> None:
+    """Also by the process that has the socket next: the kernel counts."""
+    sockets = bind_listeners(["127.0.0.1:0"])
+    room = receive_room(sockets[0])
+    assert room >= 2 * min(UDP_RECEIVE_OCTETS, int(Path("/proc/sys/net/core/rmem_max").read_text()))
+    sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    udp.connect(sockets[0].getsockname())
+    for _ in range(100):
+        udp.send(bytes(500))
+    duplicates = [sock.dup() for sock in sockets]
+    first, second = DnsServer(echo, sockets), DnsServer(echo, duplicates)
+    assert first.receive_drops() == second.receive_drops() > 0
+    first.close()
+    second.close()
+    assert first.receive_drops() == 0
+
+
 async def test_released_sockets_keep_what_waits_for_the_next_process(udp: socket.socket) -> None:
     """Queries and connections between two servers of the same sockets are answered, none is lost."""
     async with serving(echo) as (server, host, port):
@@ -234,25 +252,14 @@ async def test_a_client_that_does_not_read_is_closed_and_blocks_nobody() -> None
         assert (server.expired, server.connections) == (1, 0)
 
 
-async def test_connections_over_the_limit_are_closed() -> None:
-    one = TcpLimits(connections=1)
-    async with serving(echo, limits=one) as (server, host, port), connected(host, port) as (reader, writer):
-        writer.write(frame(b"one"))
-        assert (await read_message(reader))[:-1] == b"one"
-        async with connected(host, port) as (other, _):
-            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
-                await other.readexactly(1)
-        assert (server.refused, server.connections) == (1, 1)
-        writer.write(frame(b"two"))
-        assert (await read_message(reader))[:-1] == b"two"
-
-
 async def test_drain_closes_what_is_answered_and_waits_for_the_rest() -> None:
     async with (
         serving(echo) as (server, host, port),
-        connected(host, port) as (idle, _),
+        connected(host, port) as (idle, asker),
         connected(host, port) as (reader, writer),
     ):
+        asker.write(frame(b"first"))
+        await read_message(idle)
         writer.write(frame(b"first") + frame(b"second")[:3])
         await read_message(reader)
         async with asyncio.TaskGroup() as group:
@@ -262,6 +269,24 @@ async def test_drain_closes_what_is_answered_and_waits_for_the_rest() -> None:
             writer.write(frame(b"second")[3:])
             assert (await read_message(reader))[:-1] == b"second"
             assert await reader.read() == b""
+        assert server.connections == 0
+
+
+async def test_drain_answers_the_first_query_of_a_connection_that_has_just_come() -> None:
+    async with (
+        serving(echo) as (server, host, port),
+        connected(host, port) as (reader, writer),
+        connected(host, port) as (idle, asker),
+    ):
+        asker.write(frame(b"first"))
+        await read_message(idle)
+        async with asyncio.TaskGroup() as group:
+            draining = group.create_task(server.drain(5), name="drain")
+            assert await idle.read() == b""
+            writer.write(frame(b"only"))
+            assert (await read_message(reader))[:-1] == b"only"
+            assert await reader.read() == b""
+            await draining
         assert server.connections == 0
 
 

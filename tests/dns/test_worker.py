@@ -13,8 +13,8 @@ import uvloop
 
 from svcproxy.config import DnsConfig
 from svcproxy.names.records import EndpointRecord, NamespaceRecord, ServiceRecord
+from svcproxy_dns.admission import TcpLimits
 from svcproxy_dns.listeners import bind_listeners
-from svcproxy_dns.tcp import TcpLimits
 from svcproxy_dns.worker import DnsWorker
 from tests.dns.world import addresses, records
 

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `deploy/` says is accepted by a real API server, and its ClusterRole is exactly what the agent needs."""
 
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from svcproxy.options import load
+from svcproxy.testing import binaries
 from svcproxy.testing.control_plane import ControlPlane
 from tests.e2e.harness import SERVICES, SLICES, AgentProcess, endpoint_slice, eventually, lines, service
 
-BASE = Path(__file__).parents[2] / "deploy" / "base"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+BASE = DEPLOY / "base"
 ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/svcproxy"
 
 
@@ -39,6 +46,63 @@ def test_the_daemonset_is_as_small_as_it_can_be(deployed: ControlPlane) -> None:
         assert "exec" in container["readinessProbe"]
     with_token = [name for name, each in containers.items() if any(m["name"] == "token" for m in each["volumeMounts"])]
     assert with_token == ["agent"]
+
+
+def test_preflight_runs_with_the_privileges_of_both_roles(shared_plane: ControlPlane, tmp_path: Path) -> None:
+    shutil.copytree(BASE.parent, tmp_path / "deploy")
+    overlay = tmp_path / "deploy" / "overlay"
+    overlay.mkdir()
+    kustomization = {"namespace": "kube-system", "resources": ["../base"], "components": ["../components/preflight"]}
+    (overlay / "kustomization.yaml").write_text(json.dumps(kustomization))
+    shared_plane.kubectl("apply", "-k", str(overlay))
+    try:
+        daemonset = shared_plane.call("GET", "/apis/apps/v1/namespaces/kube-system/daemonsets/svcproxy")
+    finally:
+        shared_plane.kubectl("delete", "-k", str(overlay), "--wait=false")
+    pod = daemonset["spec"]["template"]["spec"]
+    [preflight] = pod["initContainers"]
+    assert preflight["image"] == pod["containers"][0]["image"]
+    both = {each for container in pod["containers"] for each in container["securityContext"]["capabilities"]["add"]}
+    assert set(preflight["securityContext"]["capabilities"]["add"]) == both
+    mounts = {each["mountPath"] for container in pod["containers"] for each in container["volumeMounts"]}
+    assert {each["mountPath"] for each in preflight["volumeMounts"]} == mounts
+
+
+def test_what_interception_takes_is_one_capability_of_one_container(tmp_path: Path) -> None:
+    def built(**overlay: list[str]) -> dict[str, dict[str, Any]]:
+        where = {
+            key: [os.path.relpath(DEPLOY / each, tmp_path) for each in each_of] for key, each_of in overlay.items()
+        }
+        (tmp_path / "kustomization.yaml").write_text(json.dumps(where))
+        text = subprocess.run([binaries.find("kubectl"), "kustomize", tmp_path], check=True, capture_output=True).stdout
+        (daemonset,) = (each for each in yaml.safe_load_all(text) if each["kind"] == "DaemonSet")
+        return {each["name"]: each for each in daemonset["spec"]["template"]["spec"]["containers"]}
+
+    plain = built(resources=["base"])
+    with_it = built(resources=["base"], components=["components/dns-intercept"])
+    capabilities = with_it["dns"]["securityContext"].pop("capabilities")
+    assert (capabilities["drop"], set(capabilities["add"])) == (["ALL"], {"NET_ADMIN", "NET_BIND_SERVICE"})
+    assert plain["dns"]["securityContext"].pop("capabilities") == {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
+    assert with_it == plain
+
+
+@pytest.mark.parametrize(
+    ("overlay", "capabilities"),
+    [
+        pytest.param("both", {"agent": ["NET_ADMIN"], "dns": ["NET_BIND_SERVICE"]}, id="both"),
+        pytest.param("services-only", {"agent": ["NET_ADMIN"]}, id="services-only"),
+        pytest.param("dns-only", {"agent": [], "dns": ["NET_BIND_SERVICE"]}, id="dns-only: the agent needs none"),
+    ],
+)
+def test_an_overlay_asks_for_no_more_than_it_needs(
+    shared_plane: ControlPlane, overlay: str, capabilities: dict[str, list[str]]
+) -> None:
+    rendered = shared_plane.kubectl("kustomize", str(BASE.parent / "overlays" / overlay)).encode()
+    said = shared_plane.kubectl("apply", "--dry-run=server", "--output=json", "--filename=-", stdin=rendered)
+    (daemonset,) = [each for each in json.loads(said)["items"] if each["kind"] == "DaemonSet"]
+    containers = daemonset["spec"]["template"]["spec"]["containers"]
+    added = {each["name"]: each["securityContext"]["capabilities"].get("add", []) for each in containers}
+    assert added == capabilities
 
 
 def test_the_configuration_is_valid(deployed: ControlPlane, tmp_path: Path) -> None:

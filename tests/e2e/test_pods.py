@@ -19,12 +19,13 @@ NAMESPACE = "pods"
 PATH = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
-def source_of(plane: ControlPlane, *, pods: bool) -> ApiSource:
-    return ApiSource(KubeConfig(kubeconfig=str(plane.kubeconfig())), "node-1", pods=pods, environ={})
+def source_of(plane: ControlPlane, *, pods: bool = False, node_pods: bool = False) -> ApiSource:
+    kube = KubeConfig(kubeconfig=str(plane.kubeconfig()))
+    return ApiSource(kube, "node-1", pods=pods, node_pods=node_pods, environ={})
 
 
-def create(plane: ControlPlane, name: str, phase: str, *ips: str) -> None:
-    spec = {"containers": [{"name": "c", "image": "i"}], "nodeName": "node-1", "automountServiceAccountToken": False}
+def create(plane: ControlPlane, name: str, phase: str, *ips: str, node: str = "node-1") -> None:
+    spec = {"containers": [{"name": "c", "image": "i"}], "nodeName": node, "automountServiceAccountToken": False}
     plane.request("POST", PATH, {"metadata": {"name": name}, "spec": spec})
     set_status(plane, name, phase, *ips)
 
@@ -55,7 +56,14 @@ async def test_pods_that_run_are_followed_if_wanted(shared_plane: ControlPlane) 
         await sink.until(lambda: addresses(sink) == {"10.244.1.7"})
         plane.delete(f"{PATH}/new?gracePeriodSeconds=0")
         await sink.until(lambda: not addresses(sink))
-    source = source_of(plane, pods=False)
+    create(plane, "here", "Running", "10.244.1.8")
+    create(plane, "elsewhere", "Running", "10.244.2.8", node="node-2")
+    source = source_of(plane, node_pods=True)
+    async with following(source) as sink:
+        await sink.until(lambda: Pod in sink.synced_kinds)
+        assert addresses(sink) == {"10.244.1.8"}
+        assert {status.kind: status.optional for status in source.status()}["Pod"] is True
+    source = source_of(plane)
     async with following(source) as sink:
         await sink.until(lambda: Service in sink.synced_kinds)
         assert "Pod" not in {status.kind for status in source.status()}

@@ -37,7 +37,15 @@ from svcproxy.feed.frames import (
     Welcome,
 )
 from svcproxy.model.meta import Protocol
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
+from svcproxy.names.records import (
+    EndpointRecord,
+    NamedPort,
+    NamespaceRecord,
+    NodePodRecord,
+    PodRecord,
+    Record,
+    ServiceRecord,
+)
 from tests.feed.world import Wire, record
 
 RECORDS: list[Record] = [
@@ -46,6 +54,7 @@ RECORDS: list[Record] = [
     ServiceRecord("prod", "out", external_name="example.com"),
     EndpointRecord("prod", "db", "10.1.0.3", "db-0", "db-0", (NamedPort("dns", Protocol.UDP, 53),)),
     PodRecord("prod", "10.1.0.3"),
+    NodePodRecord("prod", "10.1.0.3", "db-0"),
 ]
 EMPTY = msgspec.Raw(NAMES.encode([]))
 SOME = msgspec.Raw(NAMES.encode(RECORDS))

@@ -5,6 +5,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from svcproxy.feed.client import FeedClient
 from svcproxy.feed.codec import NAMES, PROTOCOL_VERSION, encode_frame
-from svcproxy.feed.frames import Ack, Hello
+from svcproxy.feed.frames import Ack, Hello, SourceState
 from svcproxy.feed.publisher import SubscriptionState
 from svcproxy.feed.server import CONNECTIONS_MAX, FeedServer
 from svcproxy.feed.subscriber import FeedState, Phase, Subscriber
@@ -161,6 +162,28 @@ async def test_an_idle_conversation_has_signs_of_life(tmp_path: Path) -> None:
         for _ in range(3):
             await eventually(worker.hears_again(worker.client.last_contact or 0.0))
         assert worker.client.error == ""
+
+
+async def test_news_that_ask_for_no_answer_are_no_sign_of_life(tmp_path: Path) -> None:
+    agent = agent_with(5)
+
+    async def tell() -> None:
+        for second in count(1):
+            agent.publisher.source_changed(SourceState(synced=True, stale=True, since=second))
+            await asyncio.sleep(0.001)
+
+    with listen_unix(tmp_path / "feed") as listener:
+        server = FeedServer(agent.publisher, lambda _: True, ping_interval=0.5)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(each, name="agent") for each in (server.run(listener), tell())]
+            with connect_unix(tmp_path / "feed") as worker:
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(worker, HELLO)
+                async with asyncio.timeout(10):
+                    while b"ping" not in await loop.sock_recv(worker, 65536):
+                        pass
+            for task in running:
+                task.cancel()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,13 @@ def test_order_of_origins() -> None:
     assert picked(subject) == A
 
 
+def test_a_failing_service_address_is_explained() -> None:
+    subject = servers(remembered=(A,))
+    subject.configured(INSIDE, Origin.IN_CLUSTER, verified=True)
+    assert "set kube.api_servers" in subject.explained(INSIDE, "timed out")
+    assert subject.explained(A, "timed out") == "timed out"
+
+
 def test_endpoints_need_tls_that_verifies() -> None:
     subject = servers(remembered=(A,))
     subject.configured(FILE, Origin.KUBECONFIG, verified=False)

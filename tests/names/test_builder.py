@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from svcproxy.model import AddressType, Changes, EndpointSlice, Namespace, NamespacedName, Object, Pod, Service, Store
 from svcproxy.model.meta import Protocol
 from svcproxy.names.builder import PROBLEMS_PER_OBJECT, NameBuilder, RecordDelta
-from svcproxy.names.records import EndpointRecord, NamedPort, NamespaceRecord, PodRecord, Record, ServiceRecord
+from svcproxy.names.records import (
+    EndpointRecord,
+    NamedPort,
+    NamespaceRecord,
+    NodePodRecord,
+    PodRecord,
+    Record,
+    ServiceRecord,
+)
 from tests.names import world
 from tests.names.world import endpoint, endpoint_slice, external, namespace, pod, port, service
 
@@ -181,6 +189,18 @@ def test_an_address_stays_until_the_last_pod_that_has_it() -> None:
     assert not builder.update(store.apply(Changes(Pod, removed=(first.key,))))
     delta = builder.update(store.apply(Changes(Pod, (pod("b", "192.0.2.1", phase="Succeeded"),))))
     assert delta == RecordDelta(removed=(PodRecord("shop", "192.0.2.1"),))
+
+
+def test_pods_of_the_node_are_known_by_their_names_if_asked_for() -> None:
+    held = [
+        pod("here", "10.0.0.1", "fd00::1", node="n1"),
+        pod("ended", "10.0.0.2", node="n1", phase="Succeeded"),
+        pod("host", "192.0.2.1", node="n1", host_network=True),
+        pod("elsewhere", "10.0.1.1", node="n2"),
+    ]
+    expected = {NodePodRecord("shop", "10.0.0.1", "here"), NodePodRecord("shop", "fd00::1", "here")}
+    assert set(NameBuilder(store_of(*held), pod_names=False, node_pods="n1").records()) == expected
+    assert not set(NameBuilder(store_of(*held), pod_names=False).records())
 
 
 def test_a_change_of_ports_is_the_old_record_out_and_the_new_one_in() -> None:

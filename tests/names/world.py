@@ -19,7 +19,7 @@ from svcproxy.model import (
     ServiceType,
 )
 from svcproxy.model.meta import Protocol
-from svcproxy.model.pod import PodAddress, PodStatus
+from svcproxy.model.pod import PodAddress, PodSpec, PodStatus
 from svcproxy.model.service import CLUSTER_IP_NONE, ServiceMeta, ServiceSpec
 from svcproxy.model.slice import SliceLabels, SliceMeta, TargetRef
 
@@ -39,9 +39,17 @@ def external(name: str, target: str, ports: Sequence[ServicePort] = (), namespac
     return Service(ServiceMeta(name, namespace), spec)
 
 
-def pod(name: str, *ips: str, phase: str = "Running", deleted: str | None = None, namespace: str = "shop") -> Pod:
+def pod(
+    name: str,
+    *ips: str,
+    phase: str = "Running",
+    deleted: str | None = None,
+    namespace: str = "shop",
+    node: str = "",
+    host_network: bool = False,
+) -> Pod:
     status = PodStatus(phase, tuple(map(PodAddress, ips)) or None)
-    return Pod(ObjectMeta(name, namespace, deletion_timestamp=deleted), status=status)
+    return Pod(ObjectMeta(name, namespace, deletion_timestamp=deleted), PodSpec(node, host_network), status)
 
 
 def port(number: int, name: str = "", protocol: Protocol = Protocol.TCP) -> ServicePort:

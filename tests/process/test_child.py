@@ -7,6 +7,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ if user := int(os.environ.get("BECOME", 0)):
     os.setresuid(user, user, user)
 before = os.listdir("/proc/self/fd")
 try:
-    pid = launch(sys.argv[2:], {"PATH": os.environ["PATH"], "GREETING": "hello"}, privileges)
+    inherited = [int(number) for number in os.environ.get("INHERIT", "").split()]
+    pid = launch(sys.argv[2:], {"PATH": os.environ["PATH"], "GREETING": "hello"}, privileges, inherited)
 except LaunchError as exc:
     print("refused:", exc)
 else:
@@ -40,11 +43,11 @@ sys.exit("a child is left")
 """
 
 
-def launch(privileges: str, *argv: str, user: int | None = None) -> str:
+def launch(privileges: str, *argv: str, user: int | None = None, inherited: Sequence[int] = ()) -> str:
     """What a program that is started with these privileges writes, and how it ended."""
     command = [sys.executable, "-c", LAUNCH, privileges, *argv]
-    environment = os.environ | {"BECOME": str(user or 0)}
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    environment = os.environ | {"BECOME": str(user or 0), "INHERIT": " ".join(map(str, inherited))}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, pass_fds=inherited)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 
@@ -64,6 +67,17 @@ def test_a_program_has_a_group_of_its_own_and_clean_signals() -> None:
     standard = (1 << 31) - 1  # 32 and 33 are the C library's own, and stay as whoever started this test left them
     leader, blocked, ignored, end = shell(script).splitlines()
     assert (leader, int(blocked, 16) & standard, int(ignored, 16) & standard, end) == ("1", 0, hup, "exit code 0")
+
+
+def test_a_program_gets_the_descriptors_that_it_shall_have_and_no_others() -> None:
+    script = "import os; print([n for n in range(3, 99) if os.path.exists(f'/proc/{os.getpid()}/fd/{n}')])"
+    with ExitStack() as stack:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
+        for descriptor in opened:
+            stack.callback(os.close, descriptor)
+        wanted = opened[1::2]
+        assert launch("{}", sys.executable, "-c", script) == "[]\nexit code 0"
+        assert launch("{}", sys.executable, "-c", script, inherited=wanted) == f"{wanted}\nexit code 0"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +124,29 @@ NONE = capabilities()
 )
 def test_privileges(privileges: str, expected: list[str]) -> None:
     assert shell(SHOW, privileges).split() == [*expected, "exit", "code", "0"]
+
+
+CONTAINER = """
+import os, sys
+from svcproxy.process import prctl
+from svcproxy.process.prctl import Capability
+from svcproxy.process.privileges import Privileges, drop
+has = {Capability.NET_ADMIN, Capability.NET_BIND_SERVICE}
+for number in prctl.bounding_set() - has:
+    prctl.drop_from_bounding_set(number)
+prctl.set_capabilities(has)
+drop(Privileges(capabilities=("NET_BIND_SERVICE",)))
+os.execvp("sh", ["sh", "-c", sys.argv[1]])
+"""
+"""Root as containers have it: with a few capabilities, CAP_SETPCAP not among them."""
+
+
+@pytest.mark.netns
+def test_root_of_a_container_gets_nothing_back_from_the_bounding_set() -> None:
+    command = [sys.executable, "-c", CONTAINER, SHOW]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    bounding = capabilities(Capability.NET_ADMIN, Capability.NET_BIND_SERVICE)
+    assert finished.stdout.split()[3:] == [BIND, BIND, BIND, bounding, BIND, "1"]
 
 
 @pytest.mark.netns
@@ -181,7 +218,7 @@ def test_a_program_whose_parent_is_gone_already_does_not_start(tmp_path: Path) -
         "reader, writer = os.pipe()\n"
         "pid = os.fork()\n"
         "if not pid:\n"
-        f"    _begin(['touch', {str(tmp_path / 'started')!r}], {{}}, Privileges(), os.getppid() + 1, writer)\n"
+        f"    _begin(['touch', {str(tmp_path / 'started')!r}], {{}}, Privileges(), (), os.getppid() + 1, writer)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from svcproxy.errors import HandoverError
-from svcproxy.process.handover import DESCRIPTORS_MAX, HandoverServer, take
+from svcproxy.process.descriptors import DESCRIPTORS_MAX
+from svcproxy.process.handover import HandoverServer, take
 from svcproxy.process.sockets import connect_unix, listen_unix
 
 OLD_PROCESS = """

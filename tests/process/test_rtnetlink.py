@@ -10,13 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcproxy.errors import DecodeError
-from svcproxy.process.rtnetlink import AddressChange, DumpEnd, Failure, Message, get_addresses, parse
+from svcproxy.process.rtnetlink import (
+    Acknowledgement,
+    AddressChange,
+    DumpEnd,
+    Failure,
+    Message,
+    delete_address,
+    get_addresses,
+    parse,
+    put_address,
+)
 
 DUMP_INTR = 0x10
 NEW, DELETE, DONE, ERROR, NEW_LINK = 20, 21, 3, 2, 16
 INET, INET6, BRIDGE = 2, 10, 7
 PERMANENT, TENTATIVE, DAD_FAILED, OPTIMISTIC = 0x80, 0x40, 0x08, 0x04
-IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_FLAGS = 1, 2, 3, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 3, 6, 8
+FOREVER = 0xFFFFFFFF
+REQUEST, ACK, REPLACE, CREATE = 0x1, 0x4, 0x100, 0x400
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -39,8 +51,12 @@ def flags(value: int) -> bytes:
     return attribute(IFA_FLAGS, struct.pack("=I", value))
 
 
-def change(text: str, *, added: bool = True, usable: bool = True) -> AddressChange:
-    return AddressChange(added, 7, 24, text, usable)
+def lifetime(preferred: int, valid: int) -> bytes:
+    return attribute(IFA_CACHEINFO, struct.pack("=IIII", preferred, valid, 0, 0))
+
+
+def change(text: str, *, added: bool = True, usable: bool = True, expires: bool = False) -> AddressChange:
+    return AddressChange(added, 7, 24, text, usable, expires)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +94,16 @@ def change(text: str, *, added: bool = True, usable: bool = True) -> AddressChan
             [change("fd00::1")],
             id="IFA_FLAGS wins over the short field",
         ),
+        pytest.param(
+            message(NEW, address(INET, ip("10.0.0.1"), lifetime(0, 3))),
+            [change("10.0.0.1", expires=True)],
+            id="one that expires",
+        ),
+        pytest.param(
+            message(NEW, address(INET6, ip("fd00::1"), lifetime(0, FOREVER))),
+            [change("fd00::1")],
+            id="deprecated for good",
+        ),
         pytest.param(message(NEW, address(BRIDGE, b"")), [], id="another family"),
         pytest.param(message(NEW_LINK, b"whatever"), [], id="another type"),
         pytest.param(message(DONE, bytes(4)), [DumpEnd(consistent=True)], id="the end of a list"),
@@ -88,7 +114,7 @@ def change(text: str, *, added: bool = True, usable: bool = True) -> AddressChan
             id="interrupted in the middle",
         ),
         pytest.param(message(ERROR, struct.pack("=i", -16) + bytes(16)), [Failure(16)], id="an error"),
-        pytest.param(message(ERROR, struct.pack("=i", 0) + bytes(16)), [], id="an acknowledgement"),
+        pytest.param(message(ERROR, struct.pack("=i", 0) + bytes(16)), [Acknowledgement()], id="an acknowledgement"),
         pytest.param(
             message(NEW, address(INET, ip("10.0.0.1"))) + message(NEW, address(INET, ip("10.0.0.2"))),
             [change("10.0.0.1"), change("10.0.0.2")],
@@ -141,3 +167,19 @@ def test_noise_in_a_frame_is_refused_or_read(kind: int, family: int, cut: int, n
 
 def test_the_request_is_one_message() -> None:
     assert get_addresses(7) == message(22, bytes(8), flags=0x301)[:8] + struct.pack("=II", 7, 0) + bytes(8)
+
+
+@pytest.mark.parametrize(("text", "scope"), [("10.96.0.10", 254), ("fd96::a", 0)])
+def test_an_address_that_is_put_is_read_back_as_one_that_expires(text: str, scope: int) -> None:
+    request = put_address(text, 7, 3, 5)
+    assert struct.unpack_from("=IHHI", request) == (len(request), NEW, REQUEST | ACK | REPLACE | CREATE, 5)
+    prefix = 128 if ":" in text else 32
+    assert struct.unpack_from("=BBBBI", request, 16) == (INET6 if ":" in text else INET, prefix, 0, scope, 7)
+    assert list(parse(request)) == [AddressChange(True, 7, prefix, text, usable=True, expires=True)]
+
+
+@pytest.mark.parametrize("text", ["10.96.0.10", "fd96::a"])
+def test_an_address_is_deleted_by_itself(text: str) -> None:
+    request = delete_address(text, 7, 6)
+    assert struct.unpack_from("=IHHI", request) == (len(request), DELETE, REQUEST | ACK, 6)
+    assert list(parse(request)) == [AddressChange(False, 7, 128 if ":" in text else 32, text, usable=True)]

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from svcproxy.process.supervision import LaunchPlan, RolePlan, RoleState
 from svcproxy.supervisor.core import (
     FAILURE,
+    KEPT_SECONDS,
     RESTART_WANTED,
     RESTARTS_AT_ONCE,
     USAGE,
     Command,
+    Forget,
     Send,
     Start,
     Supervision,
@@ -25,9 +27,12 @@ STOP_TIMEOUT = 5.0
 HEALTHY_AFTER = 10.0
 
 
-def supervision(*names: str) -> Supervision:
+def supervision(*names: str, keeps_sockets: bool = False) -> Supervision:
     """Roles named `group-number` belong to a group. Waits are 1, 2, 4, 8 seconds, without jitter."""
-    roles = [RolePlan(name, ("x",), group=name.partition("-")[0] if "-" in name else "") for name in names]
+    roles = [
+        RolePlan(name, ("x",), group=name.partition("-")[0] if "-" in name else "", keeps_sockets=keeps_sockets)
+        for name in names
+    ]
     plan = LaunchPlan(
         tuple(roles),
         status_file="",
@@ -124,6 +129,35 @@ def test_a_role_that_wants_it_restarts_at_once_a_few_times_in_a_row() -> None:
     run(core, 1)
     core.ended(core.running()[0], RESTART_WANTED, 1 + HEALTHY_AFTER)
     assert run(core, 1 + HEALTHY_AFTER) == [Start(0)]
+
+
+def test_sockets_stay_open_over_short_waits_and_are_closed_in_long_ones() -> None:
+    core = supervision("a", keeps_sockets=True)
+    now, forgotten = 0.0, []
+    for _ in range(3):
+        assert Start(0) in run(core, now)
+        core.ended(core.running()[0], -9, now)
+        wait = (core.wake_at() or now) - now
+        forgotten.append((wait > KEPT_SECONDS, run(core, now) == [Forget(0)]))
+        assert run(core, now) == []
+        now += wait
+    assert forgotten == [(False, False), (True, True), (True, True)]
+
+
+def test_sockets_stay_open_over_a_restart_at_once() -> None:
+    core = supervision("a", keeps_sockets=True)
+    run(core, 0)
+    core.ended(100, RESTART_WANTED, 0)
+    assert run(core, 0) == [Start(0)]
+
+
+def test_sockets_of_a_role_that_was_stopped_are_closed() -> None:
+    core = supervision("a", "b", keeps_sockets=True)
+    run(core, 0)
+    core.stop(1)
+    assert run(core, 1) == [Send(1, 101, TERM)]
+    core.ended(101, 0, 2)
+    assert run(core, 2) == [Forget(1), Send(0, 100, TERM)]
 
 
 def test_a_role_that_cannot_use_its_configuration_ends_everything() -> None:

@@ -34,6 +34,17 @@ while True:
 WITH_HELPER = """sleep 1000 & echo up $0 $!; exit 1"""
 
 
+KEEPS = """import os, signal, socket
+from svcproxy.process.descriptor_store import DescriptorStore
+store = DescriptorStore.inherited()
+found = store.contents()
+tcp = socket.socket(fileno=found["tcp"]) if found else socket.create_server(("127.0.0.1", 0))
+store.put({"tcp": tcp.fileno()})
+print("up keeps", os.getpid(), tcp.getsockname()[1], flush=True)
+signal.pause()
+"""
+
+
 def role(name: str, script: str, *, group: str = "", privileges: Privileges | None = None) -> RolePlan:
     return RolePlan(name, ("/bin/sh", "-c", script, name), group=group, privileges=privileges or Privileges())
 
@@ -123,6 +134,17 @@ def test_status_says_what_runs_and_nothing_is_left_after_stop(supervise: Supervi
     assert running.stop() == 0
     assert all(gone(pid) for pid in pids.values())
     assert list(running.status_file.parent.iterdir()) == []
+
+
+def test_what_a_killed_role_has_stored_is_there_for_the_next_process(supervise: Supervise) -> None:
+    argv = (sys.executable, "-c", KEEPS)
+    running = supervise(RolePlan("keeps", argv, keeps_sockets=True), RolePlan("b", ("/bin/sh", "-c", PLAIN, "b")))
+    lines = sorted(running.line() for _ in range(2))
+    _, _, pid, port = lines[1]
+    os.kill(int(pid), signal.SIGKILL)
+    _, _, next_pid, next_port = running.line()
+    assert (next_pid != pid, next_port) == (True, port)
+    assert running.stop() == 0
 
 
 def test_a_killed_supervisor_leaves_no_orphan(supervise: Supervise) -> None:
@@ -266,7 +288,7 @@ def test_bad_plans(arguments: list[str], complaint: str) -> None:
 
 
 def test_it_loads_little() -> None:
-    heavy = "{'argparse', 'asyncio', 'yaml', 'svcproxy.options', 'subprocess', 'shutil', 'socket'}"
+    heavy = "{'argparse', 'asyncio', 'yaml', 'svcproxy.options', 'subprocess', 'shutil'}"
     script = f"import sys, svcproxy.supervisor.supervise; print({heavy} & set(sys.modules))"
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert finished.stdout == "set()\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from svcproxy.config import DnsConfig
-from svcproxy.workers.dns_metrics import DnsMetrics
+from svcproxy.workers.dns_metrics import DnsMetrics, RoleStatistics
+from svcproxy.workers.interception import InterceptionCollector
 from tests.dns.test_forwarder import Node, node
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "dns-metrics.md"
@@ -60,7 +61,10 @@ async def test_the_reference_lists_every_metric_of_the_worker_and_no_other() -> 
     async with node() as world:
         await world.ask("www.example.com")
         await world.ask("web.shop.svc.cluster.local")
-        text = (await DnsMetrics(world.worker.statistics, lambda: False, DnsConfig()).render()).decode()
+        role = RoleStatistics(plugins=((".", "forward"),))
+        others = [InterceptionCollector(("10.96.0.10",), frozenset)]
+        metrics = DnsMetrics(world.worker.statistics, lambda: False, DnsConfig(), others, role=lambda: role)
+        text = (await metrics.render()).decode()
     shown = {}
     for family in text_string_to_metric_families(text):
         if family.name.startswith("process_"):

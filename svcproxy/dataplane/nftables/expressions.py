@@ -229,6 +229,11 @@ def port_unreachable(family: Family) -> Expression:
     return _expression("reject", u32(1, _ICMP_UNREACHABLE), attribute(2, bytes((_PORT_UNREACHABLE[family],))))
 
 
+def notrack() -> Expression:
+    """Leave the packet out of connection tracking, and so out of NAT. In chains before priority -200."""
+    return _expression("notrack")
+
+
 def counter() -> Expression:
     """Count packets and octets."""
     return _expression("counter")

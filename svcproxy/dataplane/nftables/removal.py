@@ -3,14 +3,22 @@
 
 import errno
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
-from svcproxy.dataplane.nftables import layout, messages, probes
+from svcproxy.dataplane.nftables import layout, messages, notrack, probes
 from svcproxy.dataplane.nftables.answers import TableState
 from svcproxy.dataplane.nftables.owner import owner_of
 from svcproxy.dataplane.nftables.takeover import Fate, Outcome
 from svcproxy.dataplane.nftables.transaction import Committed, Kernel
 from svcproxy.model.meta import Family
+
+
+class Intercepted(NamedTuple):
+    """What an interception has left: its table in one family, and the addresses that stood for it."""
+
+    state: TableState
+    addresses: tuple[str, ...]
+
 
 _KEYWORDS: Final = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
@@ -26,6 +34,24 @@ def remove_own(kernel: Kernel) -> Iterator[Outcome]:
             # A probe that has an owner is at work, and its table goes with it.
             if each.table.name == layout.TABLE or (each.table.name.startswith(probes.TABLE_PREFIX) and not each.owner):
                 yield from _remove(kernel, each, f"nftables table {keyword} {each.table.name}")
+
+
+def intercepted(kernel: Kernel) -> tuple[Intercepted, ...]:
+    """The tables of `notrack` that there are, and what they are about. Raises `DataplaneLost`."""
+    found = []
+    for family in _KEYWORDS:
+        for each in kernel.tables(family):
+            if each.table.name == notrack.TABLE:
+                stored = kernel.elements(each.table, notrack.REPLIES) or ()
+                addresses = sorted({notrack.address_of(one.element.key) for one in stored})
+                found.append(Intercepted(each, tuple(addresses)))
+    return tuple(found)
+
+
+def remove_intercepted(kernel: Kernel, found: Intercepted) -> Iterator[Outcome]:
+    """Remove one of these tables. Once more is harmless. Raises `DataplaneLost`."""
+    table = found.state.table
+    yield from _remove(kernel, found.state, f"nftables table {_KEYWORDS[table.family]} {table.name}")
 
 
 def _remove(kernel: Kernel, state: TableState, what: str) -> Iterator[Outcome]:

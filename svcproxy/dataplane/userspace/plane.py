@@ -9,7 +9,7 @@ be, its listeners; nothing is bound anew. New flows ask the table of the moment;
 import asyncio
 import random as random_module
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from socket import socket
 from types import MappingProxyType
 from typing import Self
@@ -54,6 +54,7 @@ class UserspaceDataplane:
         *,
         source_kind: Callable[[str], SourceKind],
         inherited: Mapping[str, socket] = MappingProxyType({}),
+        elsewhere: Collection[tuple[str, int]] = (),
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
         report: Report = log_notice,
@@ -61,11 +62,13 @@ class UserspaceDataplane:
         """`source_kind` tells the kind of a client's canonical address.
 
         `inherited`: what `sockets` of another instance returned; owned from now on. Those that no frontend claims by
-        the end of the first `resync` are closed. `clock`: monotonic seconds. `random`: floats in [0, 1).
+        the end of the first `resync` are closed. `elsewhere`: (IP, port) that is not to be bound, for another role does
+        or will. `clock`: monotonic seconds. `random`: floats in [0, 1).
         """
         self._config = config.userspace
         self._source_kind = source_kind
         self._inherited = dict(inherited)
+        self._elsewhere = elsewhere
         self._clock = clock
         self._report = report
         self._balancer = Balancer(random)
@@ -280,6 +283,8 @@ class UserspaceDataplane:
                 self._note_refusal(claimant)
 
     def _open(self, place: Place, key: FrontendKey) -> TcpListener | UdpListener:
+        if (place.ip, place.port) in self._elsewhere:
+            raise OSError("left to another role of svcproxy (dns.intercept)")
         sock = self._inherited.pop(str(place), None)
         if sock is not None and not adoptable(sock, place):
             self._report(Notice("inherited socket is not what its name says", key, str(place)))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load by dnsperf, and what it costs the server that is asked."""
+
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.dns.peers import HOST, Server
+
+OUTSTANDING = 200
+"""Questions in flight at saturation: several times what any of the servers takes at once."""
+CLIENTS = 8
+"""Sockets that they come from."""
+LOST_AFTER = 2
+"""Seconds after which a question counts as lost."""
+DEVIATION_MAX = 0.02
+"""Of the share of each rcode: some questions are lost, and the last round through a file is not complete."""
+PRIORITY = 20
+"""Of a load generator that shares its core with others and must not wait for them (SCHED_FIFO)."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What dnsperf is to do. Without `seconds` each question is asked once."""
+
+    questions: Path
+    binary: bool = False
+    """Whether the file holds messages, see dnsperf's -B."""
+    seconds: float | None = None
+    rate: int | None = None
+    """Questions a second; None: as many as are answered."""
+    outstanding: int = OUTSTANDING
+    denied: float = 0.0
+    """The share of the questions whose names do not exist."""
+    latencies: bool = False
+    urgent: bool = False
+    """Whether it goes before everything else on its core."""
+
+    def command(self, port: int) -> list[str]:
+        """The command line."""
+        options = {"-s": HOST, "-p": port, "-d": self.questions, "-q": self.outstanding, "-t": LOST_AFTER}
+        options |= {"-c": CLIENTS} if self.outstanding >= CLIENTS else {}
+        options |= {"-l": self.seconds} if self.seconds is not None else {"-n": 1}
+        options |= {"-Q": self.rate} if self.rate is not None else {}
+        flags = ["-B"] * self.binary + ["-v"] * self.latencies
+        urgent = ["chrt", "--fifo", str(PRIORITY)] * self.urgent
+        parent = ["setpriv", "--pdeathsig", "KILL"]
+        return [*parent, *urgent, "dnsperf", *flags, *(str(word) for pair in options.items() for word in pair)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a load, and what it cost the server."""
+
+    completed: int
+    lost: int
+    rcodes: dict[str, int]
+    seconds: float
+    cpu: float
+    """Seconds of CPU of the server."""
+    latencies: Sequence[float] = field(default=(), repr=False)
+    """Seconds, sorted, if the load asked for them."""
+
+    @property
+    def cost(self) -> float:
+        """Seconds of CPU for one answer."""
+        return self.cpu / self.completed
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.completed / self.seconds
+
+    @property
+    def busy(self) -> float:
+        """The share of its core that the server used."""
+        return self.cpu / self.seconds
+
+    def share(self, rcode: str) -> float:
+        return self.rcodes.get(rcode, 0) / self.completed
+
+    def latency(self, share: float) -> float:
+        """Seconds within which that share of the answers came."""
+        return percentile(self.latencies, share)
+
+
+def percentile(ascending: Sequence[float], share: float) -> float:
+    return ascending[min(len(ascending) - 1, int(len(ascending) * share))]
+
+
+def ask_many(server: Server, load: Load) -> Outcome:
+    """Put the load on the server, to its end."""
+    with asking(server, load) as running:
+        pass
+    return running.outcome
+
+
+class Asking:
+    """A load that is being put on a server."""
+
+    outcome: Outcome
+
+
+@contextmanager
+def asking(server: Server, load: Load, *, until_left: bool = False) -> Iterator[Asking]:
+    """Put the load on the server. `until_left`: it ends with the block, else the block ends with it."""
+    running = Asking()
+    before = server.cpu()
+    with (
+        tempfile.TemporaryFile("w+") as report,
+        subprocess.Popen(load.command(server.port), stdout=report, stderr=report) as child,
+    ):
+        try:
+            yield running
+            if until_left:
+                child.send_signal(signal.SIGINT)
+            child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        used = server.cpu() - before
+        report.seek(0)
+        text = report.read()
+    assert not child.returncode, text
+    running.outcome = _read(text, used)
+    _check(running.outcome, load, server)
+
+
+def _read(text: str, cpu: float) -> Outcome:
+    """dnsperf's report."""
+    figures = dict(re.findall(r"^ +(.+?): +(\S+)", text, re.MULTILINE))
+    (codes,) = re.findall(r"Response codes: +(.*)", text)
+    return Outcome(
+        completed=int(figures["Queries completed"]),
+        lost=int(figures["Queries lost"]),
+        rcodes={code: int(count) for code, count in re.findall(r"(\w+) (\d+) \(", codes)},
+        seconds=float(figures["Run time (s)"]),
+        cpu=cpu,
+        latencies=sorted(float(found) for found in re.findall(r"^> .* (\d+\.\d+)$", text, re.MULTILINE)),
+    )
+
+
+def _check(outcome: Outcome, load: Load, server: Server) -> None:
+    """All servers must do the same work. Raises `AssertionError` if the responses are not those that were to come."""
+    shares = outcome.share("NXDOMAIN"), outcome.share("NOERROR")
+    wanted = load.denied, 1 - load.denied
+    deviation = max(abs(share - each) for share, each in zip(shares, wanted, strict=True))
+    assert deviation <= DEVIATION_MAX, f"{server.name} answered {outcome.rcodes}"
