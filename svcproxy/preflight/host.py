@@ -117,7 +117,7 @@ def conntrack(config: Config) -> Finding:
     """Whether connection tracking can be sized as configured."""
     wanted = sysctls.wanted(config.dataplane.conntrack, os.cpu_count() or 1)
     found = {each.name: parameter(f"net/netfilter/{each.name}") for each in wanted}
-    writable = {each.name: os.access(SYS / "net/netfilter" / each.name, os.W_OK) for each in wanted}
+    writable = {each.name: os.access(sysctls.location() / each.name, os.W_OK) for each in wanted}
     return judge_conntrack(wanted, found, writable)
 
 
