@@ -95,6 +95,8 @@ class Svcproxy(Server):
     """One worker. The agent that feeds it runs on the other core, with a data plane that does nothing."""
 
     name = "svcproxy"
+    environment = ("SVCPROXY_WORKER=0",)
+    """The process that is started is the worker, without its supervisor."""
 
     def __init__(self, directory: Path, core: int, source: ControlPlane | Cluster, upstream: int | None = None) -> None:
         """`source`: a control plane, or a cluster whose names come from a feed without an agent. `upstream`: a port."""

@@ -14,7 +14,7 @@ from svcproxy.migrate.corefile_cache import cache
 from svcproxy.migrate.corefile_forward import forward, refuse_others
 from svcproxy.migrate.corefile_plugins import BY_NAME, Rule
 from svcproxy.migrate.corefile_scope import NOT_CARRIED_OVER, Scope, first, has, one_of
-from svcproxy.migrate.draft import Place, Source, Treatment, has_key
+from svcproxy.migrate.draft import Place, Source, Treatment
 from svcproxy.migrate.values import duration
 from svcproxy.migrate.zones import ROOT, Key, key, zone
 
@@ -167,7 +167,7 @@ def _health(scope: Scope, directive: Directive) -> None:
     scope.say(directive, Treatment.DIFFERS, BY_NAME["health"].text)
     for line in directive.block:
         place, value = scope.place(line, f"health.{line.name}"), " ".join(line.args)
-        if line.name == "lameduck" and has_key("dns.lameduck"):
+        if line.name == "lameduck":
             try:
                 scope.draft.set("dns.lameduck", duration(first(line)), place, was=value)
             except ValueError as exc:
@@ -179,12 +179,9 @@ def _health(scope: Scope, directive: Directive) -> None:
 
 def _log(scope: Scope, directive: Directive) -> None:
     """`log [NAME…] [FORMAT]`, and `class CLASS…` in the block; without it all."""
-    if not has_key("dns.query_log.classes"):
-        scope.say(directive, Treatment.NONE, BY_NAME["log"].text)
-        return
     lines = [each for each in directive.block if each.name == "class"]
     classes = list(dict.fromkeys(word for each in lines for word in each.args)) or ["all"]
-    text = "one line for each response, with names as CoreDNS has them; dns.query_log.lines_max bounds them"
+    text = BY_NAME["log"].text
     scope.draft.set("dns.query_log.classes", classes, scope.place(directive), text, was=directive.words, differs=True)
     if any(each not in (".", "{common}", "{combined}") for each in directive.args):
         scope.say(directive, Treatment.NONE, "names and formats cannot be chosen: all responses are logged alike")
@@ -193,15 +190,13 @@ def _log(scope: Scope, directive: Directive) -> None:
 def _prometheus(scope: Scope, directive: Directive) -> None:
     """`prometheus [ADDRESS]`; the first one counts."""
     key_ = "dns.metrics_listen"
-    if not has_key(key_) or key_ in scope.draft.values:
-        text = BY_NAME["prometheus"].text
-        if has_key(key_):
-            text = f"there is one address for the metrics of a DNS worker, {key_}: the first one counts"
+    if key_ in scope.draft.values:
+        text = f"there is one address for the metrics of a DNS worker, {key_}: the first one counts"
         scope.say(directive, Treatment.DIFFERS, text)
         return
     address = directive.args[0] if directive.args else "localhost:9153"
     address = f"{_EVERYWHERE}{address}" if address.startswith(":") else address.replace("localhost", "127.0.0.1")
-    text = "on each node, with CoreDNS' names where CoreDNS has them (docs/reference/dns-metrics.md)"
+    text = BY_NAME["prometheus"].text
     try:
         listen = syntax.listen_address(address)
     except ValueError as exc:

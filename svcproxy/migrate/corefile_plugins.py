@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from svcproxy.migrate.draft import Treatment, has_key
+from svcproxy.migrate.draft import Treatment
 from svcproxy.migrate.values import integer, whole_seconds
 
 
@@ -60,8 +60,9 @@ _OWN_NAMES: Final = (
 _ELSEWHERE: Final = "svcproxy does not read it: have a DNS server answer these names, and name that in dns.stub_domains"
 _CHANGES: Final = "svcproxy passes questions and answers on as they are"
 _OBSERVED: Final = "see `svcproxy status`, the metrics and the logs"
-_PROBES: Final = "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it)" + (
-    ", or over HTTP at dns.metrics_listen: /health, /ready" if has_key("dns.metrics_listen") else ", not over HTTP"
+_PROBES: Final = (
+    "the DNS role is probed by a command, `svcproxy status --role dns --probe {}` (deploy/base has it), or over HTTP "
+    "at dns.metrics_listen: /health, /ready"
 )
 _CREDENTIALS: Final = (
     "the agent reads the API, with a service account of its own; see kube.kubeconfig, kube.api_servers"
@@ -108,12 +109,16 @@ PLUGINS: Final = (
     Plugin(
         "prometheus",
         _DIFFERS,
-        "each DNS worker has its metrics on the socket of its instance in the run directory, with CoreDNS' names where "
-        "CoreDNS has them (docs/reference/dns-metrics.md)",
+        "on each node, with CoreDNS' names where CoreDNS has them (docs/reference/dns-metrics.md)",
         Rule.PROMETHEUS,
     ),
     Plugin("errors", _DIFFERS, "errors are logged in svcproxy's own words"),
-    Plugin("log", _NONE, "queries are not logged", Rule.LOG),
+    Plugin(
+        "log",
+        _DIFFERS,
+        "one line for each response, with names as CoreDNS has them; dns.query_log.lines_max bounds them",
+        Rule.LOG,
+    ),
     Plugin("dnstap", _NONE, _OBSERVED),
     Plugin("local", _NONE, "localhost and its like are asked of the upstreams"),
     Plugin("dns64", _NONE, _CHANGES),

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A configuration in the making, and what there is to say about where it comes from. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
-from svcproxy.config import Config, dump
 
 VALUE_SHOWN_MAX = 100
 """Characters of a value that a remark shows."""
@@ -63,19 +61,6 @@ class Remark:
     """What it was set to, as it is written."""
     key: str = ""
     """The key of the configuration that it is about; empty if there is none."""
-
-
-_TREE = dump(Config())
-
-
-def has_key(key: str) -> bool:
-    """Whether the configuration has a key of this dotted path."""
-    at: Any = _TREE
-    for step in key.split("."):
-        if not isinstance(at, Mapping) or step not in at:
-            return False
-        at = at[step]
-    return True
 
 
 @dataclass(slots=True)

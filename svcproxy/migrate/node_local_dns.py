@@ -17,7 +17,7 @@ from svcproxy.migrate.corefile import migrate
 from svcproxy.migrate.corefile_forward import RESOLV_CONF, add_stub_domain
 from svcproxy.migrate.corefile_plugins import BY_CACHE_FLAG
 from svcproxy.migrate.corefile_scope import Scope, Words
-from svcproxy.migrate.draft import Draft, Place, Source, Treatment, has_key
+from svcproxy.migrate.draft import Draft, Place, Source, Treatment
 from svcproxy.migrate.zones import upstream
 
 TEMPLATE = "__PILLAR__"
@@ -166,12 +166,7 @@ def _local_ips(value: str, draft: Draft, place: Place) -> Iterator[str]:
 
 def listen(addresses: Sequence[str], draft: Draft, place: Place) -> None:
     """Answer on these addresses, which pods ask today."""
-    ports = [f"[{each}]:53" if ":" in each else f"{each}:53" for each in addresses]
-    if has_key("dns.intercept"):
-        text = "for questions from the node itself; what pods ask is in dns.intercept"
-        draft.set("dns.listen", [LOCAL_LISTEN], place, text, was=", ".join(addresses), differs=True)
-        text = "the DNS role, which needs CAP_NET_ADMIN for it, has these addresses on the node while it answers"
-        draft.set("dns.intercept", list(addresses), place, text, was=", ".join(addresses), differs=True)
-    else:
-        text = "the DNS role puts no address on the node: whoever makes the nodes has to, before it starts"
-        draft.set("dns.listen", ports, place, text, was=", ".join(addresses), differs=True)
+    text = "for questions from the node itself; what pods ask is in dns.intercept"
+    draft.set("dns.listen", [LOCAL_LISTEN], place, text, was=", ".join(addresses), differs=True)
+    text = "the DNS role, which needs CAP_NET_ADMIN for it, has these addresses on the node while it answers"
+    draft.set("dns.intercept", list(addresses), place, text, was=", ".join(addresses), differs=True)

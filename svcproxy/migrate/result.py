@@ -11,7 +11,7 @@ from svcproxy.config import Config, dump
 from svcproxy.document import Document, Value, plain
 from svcproxy.migrate import corefile, kube_proxy
 from svcproxy.migrate.corefile_scope import Scope, Words
-from svcproxy.migrate.draft import Draft, Place, Remark, Source, Treatment, has_key
+from svcproxy.migrate.draft import Draft, Place, Remark, Source, Treatment
 from svcproxy.migrate.inputs import Inputs
 from svcproxy.migrate.node_local_dns import listen, migrate_kube_dns, migrate_node_local_dns, migrate_upstreams
 from svcproxy.options import check
@@ -46,10 +46,9 @@ def migrate(inputs: Inputs) -> Draft:
     if addresses:
         listen(list(dict.fromkeys(addresses)), draft, Place(source, setting))
     elif inputs.corefile is not None or cache is not None:
-        named = " and dns.intercept" if has_key("dns.intercept") else ""
         text = (
-            f"where pods ask is not known (the ClusterIP of the Service kube-dns, or NodeLocal DNSCache's addresses): "
-            f"set dns.listen{named}"
+            "where pods ask is not known (the ClusterIP of the Service kube-dns, or NodeLocal DNSCache's addresses): "
+            "set dns.listen and dns.intercept"
         )
         draft.say(Place(Source.RESULT, "dns.listen"), Treatment.NONE, text)
     _settle(draft)

@@ -38,14 +38,12 @@ def split(listen: str) -> tuple[str, int]:
 
 def dns_sockets(config: Config) -> tuple[str, ...]:
     """ADDRESS:PORT of everything that the DNS role binds."""
-    listed: tuple[str, ...] = getattr(config.dns, "sockets", config.dns.listen)
-    return listed
+    return config.dns.sockets
 
 
 def intercepted(config: Config) -> tuple[str, ...]:
     """Addresses that the DNS role puts on the node by itself."""
-    listed: tuple[str, ...] = getattr(config.dns, "intercept", ())
-    return listed
+    return config.dns.intercept
 
 
 def dns_addresses(config: Config) -> Finding:
@@ -75,7 +73,7 @@ def dns_ports(config: Config) -> Finding:
 
 def dns_metrics_port(config: Config) -> Finding:
     """Whether the ports of the DNS workers' metrics are free: each worker has the next one."""
-    listen: str | None = getattr(config.dns, "metrics_listen", None)
+    listen = config.dns.metrics_listen
     if listen is None:
         return ok("none is listened on")
     host, _, port = listen.rpartition(":")

@@ -31,8 +31,7 @@ _PURPOSES = {
 
 def _names_clients(config: Config) -> bool:
     """Whether Pods are followed for the query log alone."""
-    pods: bool = getattr(getattr(config.dns, "query_log", None), "pods", False)
-    return pods and config.dns.pods is not PodNames.VERIFIED
+    return config.dns.query_log.pods and config.dns.pods is not PodNames.VERIFIED
 
 
 def permissions(config: Config) -> tuple[Permission, ...]:

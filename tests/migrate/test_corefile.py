@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from svcproxy.migrate.corefile_plugins import OPTIONS, PLUGINS
-from svcproxy.migrate.draft import Treatment, has_key
+from svcproxy.migrate.draft import Treatment
 from tests.migrate.world import Made, made
 
 ZONES = {"dns.zones": ["cluster.local"], "dns.ttl": 5, "dns.pods": "disabled"}
@@ -201,5 +201,5 @@ def test_what_is_different_for_a_stub_domain_is_said() -> None:
 )
 def test_what_is_set_where_there_is_a_key_for_it(lines: str, key: str, value: object, setting: str) -> None:
     found = corefile(FORWARD, lines)
-    assert found.config.get(key) == (value if has_key(key) else None)
+    assert found.config.get(key) == value
     assert found.said(setting)

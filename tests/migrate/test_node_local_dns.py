@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from svcproxy.errors import ConfigError
-from svcproxy.migrate.draft import Treatment, has_key
+from svcproxy.migrate.draft import Treatment
 from tests.migrate.world import Made, made
 
 FILES = Path(__file__).parent / "files"
@@ -41,10 +41,8 @@ def cached(upstreams: str = "__PILLAR__UPSTREAM__SERVERS__", **files: str) -> Ma
 
 
 def asked(made: Made) -> list[str]:
-    """Where pods ask: on addresses that the node has, or that the DNS role brings."""
-    if has_key("dns.intercept"):
-        return [f"[{each}]:53" if ":" in each else f"{each}:53" for each in made.config["dns.intercept"]]
-    return list(made.config["dns.listen"])
+    """Where pods ask: on addresses that the DNS role brings."""
+    return [f"[{each}]:53" if ":" in each else f"{each}:53" for each in made.config["dns.intercept"]]
 
 
 def test_pods_go_on_asking_where_they_asked() -> None:

@@ -4,9 +4,10 @@
 
 import pytest
 
+from svcproxy.config import Config, dump
 from svcproxy.migrate import corefile_plugins
 from svcproxy.migrate.corefile_plugins import NODE_CACHE_FLAGS, OPTIONS, PLUGINS, Option, Plugin, Rule
-from svcproxy.migrate.draft import Treatment, has_key
+from svcproxy.migrate.draft import Treatment
 from svcproxy.migrate.kube_proxy_fields import FIELDS, FLAGS, SECTIONS
 
 KUBE_PROXY_CONFIGURATION = """
@@ -96,7 +97,9 @@ def keys() -> list[str]:
 
 @pytest.mark.parametrize("key", keys())
 def test_keys_of_the_tables_are_keys_of_the_configuration(key: str) -> None:
-    assert has_key(key)
+    at = dump(Config())
+    for step in key.split("."):
+        at = at[step]
 
 
 def test_whatever_has_no_equivalent_says_so() -> None:
