@@ -12,6 +12,7 @@ from svcproxy_dns.channels import TURN_BATCH, Channel, Sockets, open_channel, re
 from svcproxy_dns.elsewhere import Alias, Deliver, Later
 from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes, StoreStatistics, UpstreamStatistics
 from svcproxy_dns.forwarding import Ask, Drop
+from svcproxy_dns.panics import Panics
 from svcproxy_dns.resolver import LOOP_CHECK_INTERVAL, Flight, Resolver, Steps, Waiting
 from svcproxy_dns.wire import Query
 
@@ -60,9 +61,12 @@ class Forwarder:
         reply_times: ReplyTimes,
         sockets_max: int,
         clock: Callable[[], float] = time.monotonic,
+        panics: Panics | None = None,
     ) -> None:
-        """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails."""
+        """`reply_times`: those that `resolver` counts. `sockets_max`: open at once; without one an attempt fails.
+        `panics`: where to count, if somebody wants to know."""
         self.resolver = resolver
+        self._panics = panics or Panics()
         self._sockets_max = sockets_max
         self._sockets = Sockets(self._proceed)
         self._turn = _Turn()
@@ -197,7 +201,11 @@ class Forwarder:
                 if channel.events != awaited:
                     self._sockets.renew(channel)
                 return
-            steps = self.resolver.received(flight, attempt, message, self._clock())
+            try:
+                steps = self.resolver.received(flight, attempt, message, self._clock())
+            except Exception:  # noqa: BLE001  # it costs the attempt, not those who wait
+                self._panics.caught("a reply could not be taken in")
+                steps = self.resolver.failed(flight, attempt, self._clock(), ours=False)
         self._carry_out(flight, steps)
 
     def _wake_later(self, flight: Flight) -> None:

@@ -25,11 +25,15 @@ class Panics:
 
     def response(self, message: bytes) -> bytes | None:
         """To be called where an exception has been caught: what the client gets instead of the answer to `message`."""
+        self.caught("a query could not be answered")
+        return server_failure(message)
+
+    def caught(self, what: str) -> None:
+        """To be called where an exception has been caught. `what` it has cost."""
         self.count += 1
         if (now := time.monotonic()) - self._logged_at >= LOG_INTERVAL:
             self._logged_at = now
-            log.exception("a query could not be answered", extra={"panics": self.count})
-        return server_failure(message)
+            log.exception(what, extra={"panics": self.count})
 
 
 def server_failure(message: bytes) -> bytes | None:

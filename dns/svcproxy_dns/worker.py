@@ -124,14 +124,14 @@ class DnsWorker:
         )
         self._rendered = Rendered()
         self._stubs = config.stub_domains
-        self._forwarder = forwarder_of(config)
+        self._panics = Panics()
+        self._forwarder = forwarder_of(config, self._panics)
         domains = Domains(config.zones)
         self.answers = Answers(self._zone, domains, self._rendered, int(clock()), self._forwarder)
         resolver = self._forwarder.resolver if self._forwarder is not None else None
         self.explainer = Explainer(self._zone, domains, self._rendered, resolver, config.stub_domains)
         resolved = self._forwarder.resolver.counts if self._forwarder is not None else Counts()
         self._traffic = Traffic(self.answers.counts, resolved)
-        self._panics = Panics()
         self.sink: RecordSink = DatedZone(self._zone, self.answers, clock)
         """Where the feed's records go."""
         self._limits = limits
@@ -219,7 +219,7 @@ class DnsWorker:
         )
 
 
-def forwarder_of(config: DnsConfig) -> Forwarder | None:
+def forwarder_of(config: DnsConfig, panics: Panics) -> Forwarder | None:
     """What resolves other names as configured; None if they are refused. It knows no upstreams yet."""
     if not config.upstreams and config.resolv_conf is None and not config.stub_domains:
         return None
@@ -245,7 +245,8 @@ def forwarder_of(config: DnsConfig) -> Forwarder | None:
         mixed_case=forward.mixed_case,
         observe=reply_times.observe,
     )
-    return Forwarder(resolver, reply_times, SOCKETS_PER_QUESTION * (forward.concurrent_max + UPSTREAMS_MAX))
+    sockets_max = SOCKETS_PER_QUESTION * (forward.concurrent_max + UPSTREAMS_MAX)
+    return Forwarder(resolver, reply_times, sockets_max, panics=panics)
 
 
 def _reachable(listen: Sequence[str]) -> list[str]:

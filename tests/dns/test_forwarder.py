@@ -20,7 +20,7 @@ from svcproxy_dns.forward_statistics import ForwardStatistics, ReplyTimes
 from svcproxy_dns.forwarder import Forwarder
 from svcproxy_dns.forwarding import Timing
 from svcproxy_dns.listeners import bind_listeners
-from svcproxy_dns.resolver import Bounds, Resolver
+from svcproxy_dns.resolver import Bounds, Flight, Resolver, Steps
 from svcproxy_dns.upstreams import Upstreams
 from svcproxy_dns.wire import Query, parse_query
 from svcproxy_dns.worker import DnsWorker
@@ -422,3 +422,19 @@ async def test_of_many_questions_at_once_none_is_forgotten(deadline: float, rcod
             asked = [group.create_task(world.ask(f"n{n}.example.com"), name=str(n)) for n in range(20 * TURN_BATCH)]
         assert {dns.rcode.to_text(each.result().rcode()) for each in asked} == {rcode}
         assert (world.forward.flights, world.forward.waiting) == (0, 0)
+
+
+async def test_a_fault_in_taking_a_reply_in_costs_the_attempt_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    received, faults = Resolver.received, iter([True])
+
+    def faulty(self: Resolver, flight: Flight, attempt: int, message: bytes, now: float) -> Steps:
+        if next(faults, False):
+            raise ZeroDivisionError
+        return received(self, flight, attempt, message, now)
+
+    async with node(2) as world:
+        await world.until(lambda now: now.flights == 0)  # what looks for loops has landed
+        monkeypatch.setattr(Resolver, "received", faulty)
+        assert (await world.ask("www.example.com")).answer
+        assert world.worker.statistics().panics == 1
+        await world.until(lambda now: now.flights == 0)
