@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 from svcproxy.config import DNS_PORT, DnsConfig
 from svcproxy.process.addresses import AddressFollower
 from svcproxy.process.proof import PROOF_INTERVAL, Proof, encode, read_channel
-from svcproxy_dns.wire import CLASS_IN, RRType, encode_name
+from svcproxy_dns.self_check import question
+from svcproxy_dns.wire import RRType
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Prover:
             self._descriptor, self._wanted = channel
         self._standing = standing
         self._sockets = sockets
-        self._query = _soa_query(config.cluster_domain)
+        self._query = question(config.cluster_domain, RRType.SOA)
         self._doubted_until: dict[str, float] = {}
         self.local: frozenset[str] = frozenset()
         """The configured addresses that stand on the node."""
@@ -156,11 +157,6 @@ class InterceptionCollector(Collector):
         for address in self._addresses:
             gauge.add_metric([address], float(address in local))
         yield gauge
-
-
-def _soa_query(zone: str) -> bytes:
-    """A query without its ID."""
-    return b"\0\0\0\1\0\0\0\0\0\0" + encode_name(zone) + RRType.SOA.to_bytes(2) + CLASS_IN.to_bytes(2)
 
 
 async def _answered(target: tuple[str, int], query: bytes, source: str) -> bool:
