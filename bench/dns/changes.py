@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from bench.dns.context import Bench
 from bench.dns.peers import CoreDns, Knot, Server, Svcproxy, urge
 from bench.dns.report import Wanted, headline
-from bench.dns.traffic import Load, Outcome, ask_many, asking, percentile
+from bench.dns.traffic import Outcome, percentile, probing
 from bench.dns.writer import Writer, churning
 
-RELIST_RATE = 2_000
+RELIST_RATE = 1_000
 """Questions a second."""
 RELISTED = 2
 """Kinds: Services and EndpointSlices; others are small."""
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
-ENDLESS = 600.0
-"""Seconds; a load that is ended."""
 RELISTED_MOST = 1.2
 """p99 then, as a multiple of the one at rest."""
 CHURN_RATE = 1_000
@@ -53,17 +51,17 @@ def relist(bench: Bench) -> None:
     """Latency while the agent lists everything again, and while it is killed and started again."""
     headline("relist", f"{bench.cluster}, {RELIST_RATE} questions a second")
     questions = bench.file("hot", bench.cluster.hot_questions())
-    load = Load(questions, seconds=bench.seconds, rate=RELIST_RATE, latencies=True, urgent=True)
-    unending = Load(questions, seconds=ENDLESS, rate=RELIST_RATE, latencies=True, urgent=True)
     outcomes = defaultdict[str, list[Outcome]](list)
     with Svcproxy(bench.scratch(), bench.server_core, bench.plane()) as server:
         server.urge()
         disturbances = (_relisting(bench, server), _killing(server))
         for _ in range(bench.rounds):
             for each in disturbances:
-                outcomes["at rest"].append(ask_many(server, load))
+                with probing(server, questions, RELIST_RATE) as running:
+                    time.sleep(bench.seconds)
+                outcomes["at rest"].append(running.outcome)
                 each.prepare()
-                with asking(server, unending, until_left=True) as running:
+                with probing(server, questions, RELIST_RATE) as running:
                     each.happen()
                 outcomes[each.name].append(running.outcome)
     print(f"  {'':14} {'p50 µs':>8} {'p99 µs':>8} {'longest':>8} {'lost':>5} {'seconds':>8} {'core':>5}")

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load by dnsperf, and what it costs the server that is asked."""
 
+import json
 import re
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +24,10 @@ LOST_AFTER = 2
 DEVIATION_MAX = 0.02
 """Of the share of each rcode: some questions are lost, and the last round through a file is not complete."""
 PRIORITY = 20
-"""Of a load generator that shares its core with others and must not wait for them (SCHED_FIFO)."""
+"""Of a prober, which shares its core with others and must not wait for them (SCHED_FIFO)."""
+PARENT = ("setpriv", "--pdeathsig", "KILL")
+ENDLESS = 600.0
+"""Seconds; a prober that is ended."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,6 @@ class Load:
     outstanding: int = OUTSTANDING
     denied: float = 0.0
     """The share of the questions whose names do not exist."""
-    latencies: bool = False
-    urgent: bool = False
-    """Whether it goes before everything else on its core."""
 
     def command(self, port: int) -> list[str]:
         """The command line."""
@@ -47,10 +50,8 @@ class Load:
         options |= {"-c": CLIENTS} if self.outstanding >= CLIENTS else {}
         options |= {"-l": self.seconds} if self.seconds is not None else {"-n": 1}
         options |= {"-Q": self.rate} if self.rate is not None else {}
-        flags = ["-B"] * self.binary + ["-v"] * self.latencies
-        urgent = ["chrt", "--fifo", str(PRIORITY)] * self.urgent
-        parent = ["setpriv", "--pdeathsig", "KILL"]
-        return [*parent, *urgent, "dnsperf", *flags, *(str(word) for pair in options.items() for word in pair)]
+        flags = ["-B"] * self.binary
+        return [*PARENT, "dnsperf", *flags, *(str(word) for pair in options.items() for word in pair)]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Outcome:
     cpu: float
     """Seconds of CPU of the server."""
     latencies: Sequence[float] = field(default=(), repr=False)
-    """Seconds, sorted, if the load asked for them."""
+    """Seconds, sorted, if somebody has measured them."""
 
     @property
     def cost(self) -> float:
@@ -95,40 +96,41 @@ def percentile(ascending: Sequence[float], share: float) -> float:
 
 def ask_many(server: Server, load: Load) -> Outcome:
     """Put the load on the server, to its end."""
-    with asking(server, load) as running:
-        pass
-    return running.outcome
+    before = server.cpu()
+    done = subprocess.run(load.command(server.port), capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stdout + done.stderr
+    outcome = _read(done.stdout + done.stderr, server.cpu() - before)
+    _check(outcome, load, server)
+    return outcome
 
 
-class Asking:
-    """A load that is being put on a server."""
+class Probing:
+    """Questions at even intervals."""
 
     outcome: Outcome
 
 
 @contextmanager
-def asking(server: Server, load: Load, *, until_left: bool = False) -> Iterator[Asking]:
-    """Put the load on the server. `until_left`: it ends with the block, else the block ends with it."""
-    running = Asking()
-    before = server.cpu()
-    with (
-        tempfile.TemporaryFile("w+") as report,
-        subprocess.Popen(load.command(server.port), stdout=report, stderr=report) as child,
-    ):
+def probing(server: Server, questions: Path, rate: int) -> Iterator[Probing]:
+    """Ask while the block runs, one question at a time."""
+    running = Probing()
+    before, began = server.cpu(), time.monotonic()
+    script = [sys.executable, str(Path(__file__).with_name("prober.py"))]
+    words = [HOST, str(server.port), str(questions), str(rate), str(ENDLESS)]
+    command = [*PARENT, "chrt", "--fifo", str(PRIORITY), *script, *words]
+    with tempfile.TemporaryFile("w+") as report, subprocess.Popen(command, stdout=report) as child:
         try:
             yield running
-            if until_left:
-                child.send_signal(signal.SIGINT)
-            child.wait()
+            seconds, used = time.monotonic() - began, server.cpu() - before
+            child.send_signal(signal.SIGINT)
+            assert not child.wait()
         except BaseException:
             child.kill()
             raise
-        used = server.cpu() - before
         report.seek(0)
-        text = report.read()
-    assert not child.returncode, text
-    running.outcome = _read(text, used)
-    _check(running.outcome, load, server)
+        told = json.load(report)
+    latencies = sorted(told["latencies"])
+    running.outcome = Outcome(len(latencies), told["lost"], {}, seconds, used, latencies)
 
 
 def _read(text: str, cpu: float) -> Outcome:
@@ -141,7 +143,6 @@ def _read(text: str, cpu: float) -> Outcome:
         rcodes={code: int(count) for code, count in re.findall(r"(\w+) (\d+) \(", codes)},
         seconds=float(figures["Run time (s)"]),
         cpu=cpu,
-        latencies=sorted(float(found) for found in re.findall(r"^> .* (\d+\.\d+)$", text, re.MULTILINE)),
     )
 
 

@@ -160,7 +160,10 @@ def test_unready_until_the_first_sweep_has_ended() -> None:
     zone.begin_snapshot()
     zone.change([NamespaceRecord(f"n{number}") for number in range(9)], ())
     sweep = zone.sweep(4)
-    assert [(removed, zone.synced) for removed in sweep] == [(0, False), (0, False), (0, True)]
+    *before, last = [(removed, zone.synced) for removed in sweep]
+    assert before
+    assert set(before) == {(0, False)}
+    assert last == (0, True)
     assert zone.lookup(probe) is None
 
 
