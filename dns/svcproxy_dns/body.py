@@ -44,7 +44,7 @@ _COMPRESSED = frozenset({RRType.NS, RRType.CNAME, RRType.PTR, RRType.MX, RRType.
 class Body:
     """What follows the question. Offsets are those of the octets."""
 
-    __slots__ = ("_counts", "_octets", "_ring", "_ttl_offsets", "_turn", "authentic", "rcode")
+    __slots__ = ("_counts", "_octets", "_ring", "_ttl", "_ttl_offsets", "_turn", "authentic", "rcode")
 
     def __init__(
         self,
@@ -64,6 +64,8 @@ class Body:
         for record in (*answers, *authorities, *additionals):
             writer.add(record)
         self._octets = bytes(writer.octets)
+        """The records, each with the TTL `_ttl`."""
+        self._ttl = 0
         self._ttl_offsets = array("H", writer.ttl_offsets)
         self._counts = len(answers), len(authorities), len(additionals)
         self._ring = _ring(answers, writer)
@@ -78,6 +80,7 @@ class Body:
 
     def records(self, qname: bytes) -> Reply:
         """The records, for a question about `qname`; TTLs are 0."""
+        self._age(0)
         header = struct.pack(">6H", 0, QR, 1, *self._counts)
         return read_reply(header + qname + bytes(4) + self._octets)
 
@@ -93,6 +96,8 @@ class Body:
         (RFC 2181 §9).
         """
         opt = query.opt_record(Rcode.NOERROR)
+        if ttl != self._ttl:  # the same for all who ask within a second
+            self._age(ttl)
         octets, counts = self._turned(), self._counts
         room = limit - HEADER_OCTETS - len(query.question) - len(opt)
         if len(octets) > room:
@@ -101,12 +106,6 @@ class Body:
                 flags |= TC
         if self.authentic and query.wants_authentic:
             flags |= AD
-        if self._ttl_offsets:
-            aged = bytearray(octets)
-            encoded = ttl.to_bytes(4, "big")
-            for offset in self._ttl_offsets[: sum(counts)]:
-                aged[offset : offset + 4] = encoded
-            octets = bytes(aged)
         header = _AFTER_ID.pack(
             query.response_flags(Rcode.NOERROR, flags | RA) | (self.rcode & 0xF),
             1,
@@ -115,6 +114,12 @@ class Body:
             counts[2] + (1 if opt else 0),
         )
         return header + query.question + octets + opt
+
+    def _age(self, ttl: int) -> None:
+        octets, encoded = bytearray(self._octets), ttl.to_bytes(4, "big")
+        for offset in self._ttl_offsets:
+            octets[offset : offset + 4] = encoded
+        self._octets, self._ttl = bytes(octets), ttl
 
     def _turned(self) -> bytes:
         """The octets, with the next address first."""
