@@ -154,7 +154,7 @@ class DnsRole:
             self._statistics,
         )
         self._query_log = QueryLogOutput(self._worker)
-        self._self_check = SelfCheck(config.dns.cluster_domain, self._worker.sockets)
+        self._self_check = SelfCheck(config.dns.cluster_domain, self._lasting_sockets)
         about = Surroundings(
             name=run.path.name,
             instance=place.instance.paths.name,
@@ -210,6 +210,12 @@ class DnsRole:
         self._query_log.close()
         self._worker.close()
         return self._life.exit_code
+
+    def _lasting_sockets(self) -> list[socket]:
+        """Those of addresses that are here all the time: what is sent to an intercepted one may go to somebody else."""
+        intercepted = self._life.config.dns.intercept
+        served = [each for each in self._worker.sockets() if each.fileno() >= 0]
+        return [each for each in served if each.getsockname()[0] not in intercepted]
 
     async def _lame_duck(self) -> None:
         """Answer on, no longer ready, for those who have not heard of it yet; not if the role begins anew at once."""
