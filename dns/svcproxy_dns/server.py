@@ -19,6 +19,8 @@ from svcproxy_dns.traffic import Traffic
 from svcproxy_dns.udp import Respond, UdpListener
 
 _DEFAULT_LIMITS = TcpLimits()
+ACCEPT_TURNS = 3
+"""Turns of the loop until a connection that the kernel has given us is known here: asyncio needs two, uvloop one."""
 
 
 class DnsServer:
@@ -69,6 +71,8 @@ class DnsServer:
         """Release, close each connection once it is answered, and wait up to `timeout` seconds for that."""
         self.release()
         self._tcp.draining = True
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
         for connection in list(self._tcp.connections):
             connection.close_when_idle()
         with suppress(TimeoutError):
