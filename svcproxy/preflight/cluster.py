@@ -20,7 +20,7 @@ from svcproxy.kube.resources import NotServed
 from svcproxy.kube.servers import endpoint_urls
 from svcproxy.model import EndpointSlice, Node
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
-from svcproxy.preflight.ports import intercepted, own_addresses, split
+from svcproxy.preflight.ports import own_addresses, split
 from svcproxy.preflight.rbac import Permission, permissions
 from svcproxy.preflight.servers import Servers, servers
 
@@ -230,7 +230,7 @@ def judge_families(config: Config, addresses: Sequence[str]) -> Finding:
         return ok(" and ".join(sorted(families)) or "not known")
     listening = {
         "admin.health_listen": [config.admin.health_listen] if config.admin.health_listen else [],
-        "dns.listen": [*config.dns.listen, *(f"[{each}]:53" if ":" in each else each for each in intercepted(config))],
+        "dns.listen": [*config.dns.listen, *(f"[{each}]:53" if ":" in each else each for each in config.dns.intercept)],
     }
     only_ipv4 = [key for key, listed in listening.items() if listed and not any(_is_ipv6(each) for each in listed)]
     if only_ipv4:

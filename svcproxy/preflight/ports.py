@@ -36,20 +36,10 @@ def split(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def dns_sockets(config: Config) -> tuple[str, ...]:
-    """ADDRESS:PORT of everything that the DNS role binds."""
-    return config.dns.sockets
-
-
-def intercepted(config: Config) -> tuple[str, ...]:
-    """Addresses that the DNS role puts on the node by itself."""
-    return config.dns.intercept
-
-
 def dns_addresses(config: Config) -> Finding:
     """Whether the DNS role finds its addresses on the node."""
-    wanted = [split(each)[0] for each in dns_sockets(config)]
-    return judge_addresses(wanted, intercepted(config), own_addresses())
+    wanted = [split(each)[0] for each in config.dns.sockets]
+    return judge_addresses(wanted, config.dns.intercept, own_addresses())
 
 
 def judge_addresses(wanted: Sequence[str], brought: Collection[str], own: Collection[str]) -> Finding:
@@ -67,7 +57,7 @@ def judge_addresses(wanted: Sequence[str], brought: Collection[str], own: Collec
 
 def dns_ports(config: Config) -> Finding:
     """Whether the ports of DNS are free."""
-    wanted = [(listen, protocol) for listen in dns_sockets(config) for protocol in ("udp", "tcp")]
+    wanted = [(listen, protocol) for listen in config.dns.sockets for protocol in ("udp", "tcp")]
     return _ports(wanted, needed=True)
 
 
@@ -132,9 +122,9 @@ def judge_ports(
 def dns_capabilities(config: Config) -> Finding:
     """Whether the DNS role may bind its ports, and put its addresses on the node."""
     first = parameter("net/ipv4/ip_unprivileged_port_start")
-    low = [each for each in dns_sockets(config) if 0 < split(each)[1] < (1024 if first is None else first)]
+    low = [each for each in config.dns.sockets if 0 < split(each)[1] < (1024 if first is None else first)]
     needed = [Capability.NET_BIND_SERVICE] if low else []
-    if intercepted(config):
+    if config.dns.intercept:
         needed.append(Capability.NET_ADMIN)
     return judge_dns_capabilities(permitted_capabilities(), needed, low)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from svcproxy.config import Config
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
-from svcproxy.preflight.ports import EVERYWHERE, dns_sockets, own_addresses, split
+from svcproxy.preflight.ports import EVERYWHERE, own_addresses, split
 from svcproxy_dns.upstreams import RESOLV_CONF_OCTETS_MAX, parse_resolv_conf
 
 DNS = frozenset({Role.DNS})
@@ -35,7 +35,7 @@ def resolv_conf(config: Config) -> Finding:
 
 def _own(config: Config) -> Callable[[str], bool]:
     """Whether ADDRESS:PORT is the DNS role itself."""
-    listed = set(dns_sockets(config))
+    listed = set(config.dns.sockets)
     everywhere = {split(each)[1] for each in listed if split(each)[0] in EVERYWHERE}
     local = own_addresses() if everywhere else frozenset()
 
