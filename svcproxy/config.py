@@ -304,8 +304,15 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wildcards = ((True, f"[::]:{DNS_PORT}"), (False, f"0.0.0.0:{DNS_PORT}"))
         by_wildcard = {is_ipv6 for is_ipv6, wildcard in wildcards if wildcard in self.listen}
         alone = (ip for ip in self.intercept if (":" in ip) not in by_wildcard)
-        more = (f"[{ip}]:{DNS_PORT}" if ":" in ip else f"{ip}:{DNS_PORT}" for ip in alone)
+        more = (syntax.join_address(ip, DNS_PORT) for ip in alone)
         return tuple(dict.fromkeys((*self.listen, *more)))
+
+    def metrics_address(self, worker: int) -> str | None:
+        """Where a worker, counted from 0, listens for metrics: each has the port after that of the one before it."""
+        if self.metrics_listen is None:
+            return None
+        host, port = syntax.split_address(self.metrics_listen)
+        return syntax.join_address(host, port + worker if port else 0)
 
     @property
     def cluster_domain(self) -> str:

@@ -16,6 +16,7 @@ from svcproxy.config import INTERCEPTED_MAX, Config, DataplaneConfig, DataplaneM
 from svcproxy.convert import convert
 from svcproxy.document import Document, Value, read
 from svcproxy.errors import ConfigError, Problem
+from svcproxy.syntax import split_address
 
 OCTETS_MAX = 1 << 20
 """Size of a configuration file."""
@@ -238,14 +239,14 @@ def _metrics_contradictions(config: Config, document: Document, bad: set[str]) -
     dns, admin = config.dns, config.admin
     if dns.metrics_listen is None or {"dns.metrics_listen", "dns.workers"} & bad:
         return
-    host, _, first = dns.metrics_listen.rpartition(":")
-    ports = range(int(first), int(first) + dns.workers)
+    host, first = split_address(dns.metrics_listen)
+    ports = range(first, first + dns.workers)
     if ports.start and ports.stop > _PORTS:
         yield document.problem(f"no port for each of {dns.workers} workers from here on", ("dns", "metrics_listen"))
     for key, other in (("health_listen", admin.health_listen), ("metrics_listen", admin.metrics_listen)):
-        if other is not None and other.rpartition(":")[0] == host and ports.start:
-            port = int(other.rpartition(":")[2])
-            if port in ports:
+        if other is not None and first:
+            elsewhere, port = split_address(other)
+            if elsewhere == host and port in ports:
                 problem = f"port {port} is that of admin.{key}"
                 yield document.problem(problem, ("dns", "metrics_listen"))
 

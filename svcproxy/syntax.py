@@ -102,7 +102,18 @@ def _address_port(text: str, default: int | None) -> str:
         host = ip_address(host)
     except ValueError:
         raise problem from None
+    return join_address(host, port)
+
+
+def join_address(host: str, port: int) -> str:
+    """ADDRESS:PORT, IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Address and port of an ADDRESS:PORT that has been checked."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def dns_label(text: str) -> str:

@@ -25,7 +25,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler as AnyHandler
 from aiohttp.typedefs import Middleware
 
-from svcproxy import api
+from svcproxy import api, syntax
 from svcproxy.admin import health
 from svcproxy.admin.api import SOCKET_ONLY, Handler, StatusApi, reply
 from svcproxy.admin.metrics import CONTENT_TYPE, AgentMetrics
@@ -83,11 +83,10 @@ class AdminServer:
                 tasks.create_task(self._listen("metrics", admin.metrics_listen, served), name="metrics listener")
 
     async def _listen(self, name: str, address: str, served: web.Application) -> None:
-        host, _, port = address.rpartition(":")
         async with runner(served) as made:
             while True:
                 try:
-                    listener = listen_tcp(host.strip("[]"), int(port), BACKLOG)
+                    listener = listen_tcp(*syntax.split_address(address), BACKLOG)
                     break
                 except OSError as exc:
                     error = exc.strerror or str(exc)
@@ -104,10 +103,9 @@ class AdminServer:
                     self._state.listeners[name] = api.Listener(name, address, error)
                     await asyncio.sleep(self._retry_interval)
             await web.SockSite(made, listener).start()
-            bound = listener.getsockname()
-            shown = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
-            self._state.listeners[name] = api.Listener(name, shown, "")
-            log.info("listening", extra={"listener": name, "address": shown})
+            bound = syntax.join_address(*listener.getsockname()[:2])
+            self._state.listeners[name] = api.Listener(name, bound, "")
+            log.info("listening", extra={"listener": name, "address": bound})
             await asyncio.Event().wait()
 
     def _health(self) -> dict[str, Handler]:

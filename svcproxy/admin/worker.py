@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from svcproxy import api
+from svcproxy import api, syntax
 from svcproxy.admin.api import Handler, reply
 from svcproxy.admin.metrics import CONTENT_TYPE
 from svcproxy.admin.server import BACKLOG, application, only_known_hosts, runner
@@ -75,18 +75,16 @@ class WorkerServer:
                 continue
             async with runner(application(self._probes(), only_known_hosts)) as made:
                 await web.SockSite(made, listener).start()
-                host, port = listener.getsockname()[:2]
-                shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                log.info("listening", extra={"listener": "metrics", "address": shown})
+                bound = syntax.join_address(*listener.getsockname()[:2])
+                log.info("listening", extra={"listener": "metrics", "address": bound})
                 await self._unwanted.wait()
 
     async def _bind(self, address: str) -> socket.socket | None:
         """A listening socket; None if it is no longer wanted."""
-        host, _, port = address.rpartition(":")
         told = ""
         while self._wanted.is_set():
             try:
-                return listen_tcp(host.strip("[]"), int(port), BACKLOG)
+                return listen_tcp(*syntax.split_address(address), BACKLOG)
             except OSError as exc:
                 error = exc.strerror or str(exc)
             if error != told:

@@ -154,10 +154,10 @@ def _servers(arguments: argparse.Namespace, node: Node | None) -> tuple[Sequence
 def parse_server(text: str) -> Server:
     """`ADDRESS`, `ADDRESS:PORT`, `[ADDRESS]:PORT`. Raises `ConfigError`."""
     try:
-        host, _, port = syntax.resolver_address(text).rpartition(":")
+        host, port = syntax.split_address(syntax.resolver_address(text))
     except ValueError as exc:
         raise ConfigError([Problem(str(exc), path="--server")]) from None
-    return Server(host.strip("[]"), int(port))
+    return Server(host, port)
 
 
 def _reachable(server: Server) -> Server:

@@ -20,9 +20,10 @@ from svcproxy.kube.resources import NotServed
 from svcproxy.kube.servers import endpoint_urls
 from svcproxy.model import EndpointSlice, Node
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
-from svcproxy.preflight.ports import own_addresses, split
+from svcproxy.preflight.ports import own_addresses
 from svcproxy.preflight.rbac import Permission, permissions
 from svcproxy.preflight.servers import Servers, servers
+from svcproxy.syntax import split_address
 
 AGENT = frozenset({Role.AGENT})
 TIMEOUT = 15.0
@@ -230,17 +231,15 @@ def judge_families(config: Config, addresses: Sequence[str]) -> Finding:
         return ok(" and ".join(sorted(families)) or "not known")
     listening = {
         "admin.health_listen": [config.admin.health_listen] if config.admin.health_listen else [],
-        "dns.listen": [*config.dns.listen, *(f"[{each}]:53" if ":" in each else each for each in config.dns.intercept)],
+        "dns.listen": config.dns.sockets,
     }
-    only_ipv4 = [key for key, listed in listening.items() if listed and not any(_is_ipv6(each) for each in listed)]
+    only_ipv4 = [
+        key for key, listed in listening.items() if listed and not any(":" in split_address(each)[0] for each in listed)
+    ]
     if only_ipv4:
         advice = f'give {" and ".join(only_ipv4)} an IPv6 address, such as "[::]:10256"'
         return warning(f"the node has IPv6 alone, but these are IPv4: {', '.join(only_ipv4)}", advice)
     return ok("IPv6")
-
-
-def _is_ipv6(listen: str) -> bool:
-    return ":" in split(listen)[0] if listen.rpartition(":")[2].isdigit() else ":" in listen
 
 
 async def _endpoints(_: Config, there: Servers) -> Finding:

@@ -13,6 +13,7 @@ from svcproxy.preflight.sockets import Process, Socket
 from svcproxy.process.addresses import DATAGRAM_OCTETS_MAX, AddressTable
 from svcproxy.process.prctl import Capability, permitted_capabilities
 from svcproxy.process.rtnetlink import get_addresses, parse
+from svcproxy.syntax import split_address
 
 AGENT, DNS = frozenset({Role.AGENT}), frozenset({Role.DNS})
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104  # looked for, not bound
@@ -30,15 +31,9 @@ def own_addresses() -> frozenset[str]:
     return table.addresses
 
 
-def split(listen: str) -> tuple[str, int]:
-    """(address, port) of ADDRESS:PORT."""
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def dns_addresses(config: Config) -> Finding:
     """Whether the DNS role finds its addresses on the node."""
-    wanted = [split(each)[0] for each in config.dns.sockets]
+    wanted = [split_address(each)[0] for each in config.dns.sockets]
     return judge_addresses(wanted, config.dns.intercept, own_addresses())
 
 
@@ -63,12 +58,10 @@ def dns_ports(config: Config) -> Finding:
 
 def dns_metrics_port(config: Config) -> Finding:
     """Whether the ports of the DNS workers' metrics are free: each worker has the next one."""
-    listen = config.dns.metrics_listen
-    if listen is None:
+    if config.dns.metrics_listen is None:
         return ok("none is listened on")
-    host, _, port = listen.rpartition(":")
-    ports = [int(port) + number for number in range(config.dns.workers)] if int(port) else []
-    return _ports([(f"{host}:{each}", "tcp") for each in ports], needed=False)
+    addresses = [config.dns.metrics_address(number) for number in range(config.dns.workers)]
+    return _ports([(each, "tcp") for each in addresses if each is not None and split_address(each)[1]], needed=False)
 
 
 def admin_ports(config: Config) -> Finding:
@@ -82,7 +75,7 @@ def _ports(wanted: Sequence[tuple[str, str]], *, needed: bool) -> Finding:
     there = sockets.listening()
     taken: dict[str, list[Socket]] = {}
     for listen, protocol in wanted:
-        address, port = split(listen)
+        address, port = split_address(listen)
         if port and (found := sockets.clashes(there, address, port, protocol)):
             taken[f"{listen}/{protocol}"] = found
     who = sockets.holders(each.inode for found in taken.values() for each in found)
@@ -122,7 +115,7 @@ def judge_ports(
 def dns_capabilities(config: Config) -> Finding:
     """Whether the DNS role may bind its ports, and put its addresses on the node."""
     first = parameter("net/ipv4/ip_unprivileged_port_start")
-    low = [each for each in config.dns.sockets if 0 < split(each)[1] < (1024 if first is None else first)]
+    low = [each for each in config.dns.sockets if 0 < split_address(each)[1] < (1024 if first is None else first)]
     needed = [Capability.NET_BIND_SERVICE] if low else []
     if config.dns.intercept:
         needed.append(Capability.NET_ADMIN)

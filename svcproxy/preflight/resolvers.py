@@ -6,7 +6,8 @@ from pathlib import Path
 
 from svcproxy.config import Config
 from svcproxy.preflight.checks import Check, Finding, Role, failure, ok, warning
-from svcproxy.preflight.ports import EVERYWHERE, own_addresses, split
+from svcproxy.preflight.ports import EVERYWHERE, own_addresses
+from svcproxy.syntax import split_address
 from svcproxy_dns.upstreams import RESOLV_CONF_OCTETS_MAX, parse_resolv_conf
 
 DNS = frozenset({Role.DNS})
@@ -36,11 +37,11 @@ def resolv_conf(config: Config) -> Finding:
 def _own(config: Config) -> Callable[[str], bool]:
     """Whether ADDRESS:PORT is the DNS role itself."""
     listed = set(config.dns.sockets)
-    everywhere = {split(each)[1] for each in listed if split(each)[0] in EVERYWHERE}
+    everywhere = {split_address(each)[1] for each in listed if split_address(each)[0] in EVERYWHERE}
     local = own_addresses() if everywhere else frozenset()
 
     def is_own(upstream: str) -> bool:
-        host, port = split(upstream)
+        host, port = split_address(upstream)
         return upstream in listed or (port in everywhere and (host in local or host.startswith("127.")))
 
     return is_own
@@ -53,7 +54,9 @@ def judge_resolvers(
     own = [each for each in upstreams if is_own(each)]
     others = [each for each in upstreams if each not in own]
     loopback = [
-        each for each in others if split(each)[0].partition("%")[0].startswith("127.") or split(each)[0] == "::1"
+        each
+        for each in others
+        if split_address(each)[0].partition("%")[0].startswith("127.") or split_address(each)[0] == "::1"
     ]
     text = f"{where}: {', '.join(upstreams)}"
     if not others:

@@ -124,8 +124,8 @@ def socket_name(each: socket) -> str:
     """`udp/127.0.0.1:53`, as it was configured; empty for what DNS is not served on."""
     if each.family not in {AF_INET, AF_INET6}:
         return ""
-    host, port = each.getsockname()[:2]
-    return f"{'udp' if each.type == SOCK_DGRAM else 'tcp'}/{f'[{host}]' if ':' in host else host}:{port}"
+    address = syntax.join_address(*each.getsockname()[:2])
+    return f"{'udp' if each.type == SOCK_DGRAM else 'tcp'}/{address}"
 
 
 class DnsRole:
@@ -229,12 +229,8 @@ class DnsRole:
 
     def _listener(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The TCP listener for health and metrics: each worker has its own port."""
-        address = self._life.config.dns.metrics_listen
-        if address is None:
-            return {}
-        host, _, port = address.rpartition(":")
-        number = int(port) + self._number if int(port) else 0
-        return {"metrics listener": self._doors.serve_tcp(f"{host}:{number}")}
+        address = self._life.config.dns.metrics_address(self._number)
+        return {"metrics listener": self._doors.serve_tcp(address)} if address is not None else {}
 
     def _drain_timeout(self, succession: Succession) -> float:
         """Seconds for clients to get what they have asked for, now that the process ends."""
