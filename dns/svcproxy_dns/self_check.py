@@ -30,20 +30,23 @@ def question(name: str, rrtype: RRType) -> bytes:
     return b"\0\0\0\1\0\0\0\0\0\0" + encode_name(name) + rrtype.to_bytes(2, "big") + CLASS_IN.to_bytes(2, "big")
 
 
-async def answered(address: tuple[str, int], query: bytes, timeout: float) -> None:
-    """Return when the server at `address` has answered `query`, see `question`, over UDP; whatever the answer.
+async def answered(
+    address: tuple[str, int], query: bytes, source: str = "", accept: Callable[[bytes], bool] = bool
+) -> None:
+    """Return when the server at `address` has answered `query`, see `question`, over UDP, in a way to `accept`.
 
-    Raises `OSError`, among them `TimeoutError`.
+    `source`: the address to ask from, if it matters. Raises `OSError`.
     """
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as client:
+        if source:
+            client.bind((source, 0))
         client.connect(address)
         ident = secrets.token_bytes(2)
-        async with asyncio.timeout(timeout):
-            await loop.sock_sendall(client, ident + query)
-            while not (await loop.sock_recv(client, _REPLY_OCTETS)).startswith(ident):
-                pass
+        await loop.sock_sendall(client, ident + query)
+        while not ((reply := await loop.sock_recv(client, _REPLY_OCTETS)).startswith(ident) and accept(reply)):
+            pass
 
 
 class SelfCheck:
@@ -69,7 +72,8 @@ class SelfCheck:
             began = loop.time()
             error = ""
             try:
-                await answered(address, self._query, TIMEOUT)
+                async with asyncio.timeout(TIMEOUT):
+                    await answered(address, self._query)
             except OSError as exc:
                 error = str(exc) or type(exc).__name__
                 self.failures += 1

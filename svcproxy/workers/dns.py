@@ -144,7 +144,7 @@ class DnsRole:
         """Whether another instance has taken over from this one."""
         self._warm = asyncio.Event()
         self._worker = DnsWorker(config.dns)
-        self._prover = Prover(config.dns, os.environ, self._standing, self._worker.sockets)
+        self._prover = Prover(config.dns, os.environ, self._standing, self._lasting_sockets)
         intercepted = InterceptionCollector(config.dns.intercept, lambda: self._prover.local)
         self._metrics = DnsMetrics(
             self._worker.statistics,

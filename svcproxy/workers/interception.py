@@ -7,10 +7,8 @@ proven in that second way for a while, or a path that is closed would be opened 
 """
 
 import asyncio
-import ipaddress
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +21,8 @@ from prometheus_client.registry import Collector
 from svcproxy.config import DNS_PORT, DnsConfig
 from svcproxy.process.addresses import AddressFollower
 from svcproxy.process.proof import PROOF_INTERVAL, Proof, encode, read_channel
-from svcproxy_dns.self_check import question
-from svcproxy_dns.wire import RRType
+from svcproxy_dns.self_check import answered, own_address, question
+from svcproxy_dns.wire import HEADER_OCTETS, RRType
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,6 @@ ATTEMPT_INTERVAL = 0.2
 """Seconds between two of them."""
 DOUBT = 10.0
 """Seconds for which an address that gave no answer has to prove itself."""
-_REPLY_OCTETS = 512
-_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class Prover:
         standing: Callable[[], Standing],
         sockets: Callable[[], Sequence[socket.socket]],
     ) -> None:
-        """`sockets`: those that the worker serves."""
+        """`sockets`: those that the worker serves at other addresses."""
         self._configured = config.intercept
         self._descriptor: int | None = None
         self._wanted: tuple[str, ...] = ()
@@ -125,21 +121,13 @@ class Prover:
         """Whether we are answered at an address or, while it is not on the node, at another."""
         now = asyncio.get_running_loop().time()
         local = address in self.local
-        target = (address, DNS_PORT) if local else self._elsewhere()
+        target = (address, DNS_PORT) if local else own_address(self._sockets())
         if target is None or (not local and now < self._doubted_until.get(address, now)):
             return False
-        answered = await _answered(target, self._query, source=address if local else "")
+        answered = await _is_answered(target, self._query, source=address if local else "")
         if local and not answered:
             self._doubted_until[address] = now + DOUBT
         return answered
-
-    def _elsewhere(self) -> tuple[str, int] | None:
-        """An address of ours that is not intercepted."""
-        for each in self._sockets():
-            host, port = each.getsockname()[:2]
-            if each.type == socket.SOCK_DGRAM and host not in self._configured:
-                return (_LOOPBACK[each.family] if ipaddress.ip_address(host).is_unspecified else host), port
-        return None
 
 
 class InterceptionCollector(Collector):
@@ -159,36 +147,30 @@ class InterceptionCollector(Collector):
         yield gauge
 
 
-async def _answered(target: tuple[str, int], query: bytes, source: str) -> bool:
+async def _is_answered(target: tuple[str, int], query: bytes, source: str) -> bool:
     """Whether the query is answered without an error, over UDP, within the time of all attempts."""
-    answered = False
+    yes = False
     waiting: set[asyncio.Task[bool]] = set()
     async with asyncio.TaskGroup() as group:
         for _ in range(ATTEMPTS):
             waiting.add(group.create_task(_attempt(target, query, source), name="proof"))
             done, waiting = await asyncio.wait(waiting, timeout=ATTEMPT_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
-            answered = any(task.result() for task in done)
-            if answered:
+            yes = any(task.result() for task in done)
+            if yes:
                 break
         for task in waiting:
             task.cancel()
-    return answered
+    return yes
 
 
 async def _attempt(target: tuple[str, int], query: bytes, source: str) -> bool:
     """Wait for an answer without an error; False if there can be none."""
-    loop = asyncio.get_running_loop()
-    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as client:
-        try:
-            if source:
-                client.bind((source, 0))
-            client.connect(target)
-            ident = secrets.token_bytes(2)
-            await loop.sock_sendall(client, ident + query)
-            while True:
-                reply = await loop.sock_recv(client, _REPLY_OCTETS)
-                if reply[:2] == ident and len(reply) >= 12 and reply[2] & 0x80 and not reply[3] & 0x0F:
-                    return True
-        except OSError:
-            return False
+    try:
+        await answered(target, query, source, _is_without_error)
+    except OSError:
+        return False
+    return True
+
+
+def _is_without_error(reply: bytes) -> bool:
+    return len(reply) >= HEADER_OCTETS and bool(reply[2] & 0x80) and not reply[3] & 0x0F
